@@ -1,0 +1,67 @@
+"""optkit compiles a trained model for a device and says what it costs there and how accurate it still is.
+
+The public names are loaded on first use, so that ``import optkit`` and ``optkit --help`` stay fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optkit.errors import (
+        BudgetError,
+        GateError,
+        InputError,
+        MissingDependencyError,
+        OptkitError,
+        VerificationError,
+    )
+    from optkit.model import load, save
+    from optkit.pipeline import Context, Effect, Pass, Pipeline, Remark
+    from optkit.target import Target, load_target
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BudgetError": "errors",
+    "Context": "pipeline",
+    "Effect": "pipeline",
+    "GateError": "errors",
+    "InputError": "errors",
+    "MissingDependencyError": "errors",
+    "OptkitError": "errors",
+    "Pass": "pipeline",
+    "Pipeline": "pipeline",
+    "Remark": "pipeline",
+    "Target": "target",
+    "VerificationError": "errors",
+    "load": "model",
+    "load_target": "target",
+    "save": "model",
+}
+
+__all__ = [
+    "BudgetError",
+    "Context",
+    "Effect",
+    "GateError",
+    "InputError",
+    "MissingDependencyError",
+    "OptkitError",
+    "Pass",
+    "Pipeline",
+    "Remark",
+    "Target",
+    "VerificationError",
+    "__version__",
+    "load",
+    "load_target",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"optkit.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'optkit' has no attribute {name!r}")

@@ -1,0 +1,295 @@
+"""Passes, remarks, and the pipeline that runs passes and checks each one against the model before it."""
+
+from __future__ import annotations
+
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import BaseModel, ConfigDict
+
+from optkit.errors import VerificationError
+from optkit.verify import Fidelity, Outputs, compare, relative_error
+
+if TYPE_CHECKING:
+    from optkit.dataset import Samples
+    from optkit.target import Target
+
+T = TypeVar("T")
+Inputs = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How far a pass may move the outputs.
+
+    ``exact``: bit-equal. ``reassociate``: the same real function, rounded differently, so that
+    ``max|a - b| <= rtol * max|a|`` for every output. ``lossy``: the error is recorded, not bounded.
+    """
+
+    kind: Literal["exact", "reassociate", "lossy"]
+    rtol: float = 0.0
+
+    @staticmethod
+    def reassociate(rtol: float = 1e-5) -> Effect:
+        """Return the effect of a pass that only changes the order of rounding."""
+        return Effect("reassociate", rtol)
+
+
+EXACT = Effect("exact")
+LOSSY = Effect("lossy")
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What a pass did, or why it did not, at one node. The only record of change."""
+
+    kind: Literal["applied", "missed"]
+    pass_name: str
+    node: str
+    op_type: str
+    message: str
+
+
+def _no_progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
+    return items
+
+
+@dataclass
+class Context:
+    """What a pass may read (target, calibration samples), and where it reports what it did.
+
+    Attributes:
+        target: The device the model is compiled for, or None.
+        calibration: Calibration samples, or None when none were given.
+        remarks: Every remark so far, in order.
+        track: Wraps an iterable in a progress display: ``track(items, description, total)``.
+    """
+
+    target: Target | None = None
+    calibration: Samples | None = None
+    remarks: list[Remark] = field(default_factory=list)
+    track: Callable[..., Any] = _no_progress
+    pass_name: str = ""
+
+    def applied(self, where: ir.Node | ir.Value | str, message: str) -> None:
+        """Record that the current pass changed the model at ``where``."""
+        self._remark("applied", where, message)
+
+    def missed(self, where: ir.Node | ir.Value | str, message: str) -> None:
+        """Record that the current pass left ``where`` alone, and why."""
+        self._remark("missed", where, message)
+
+    def _remark(self, kind: Literal["applied", "missed"], where: ir.Node | ir.Value | str, message: str) -> None:
+        name = where if isinstance(where, str) else where.name or ""
+        op_type = where.op_type if isinstance(where, ir.Node) else ""
+        self.remarks.append(Remark(kind, self.pass_name, name, op_type, message))
+
+
+class Pass(BaseModel, ABC):
+    """Rewrites a model in place: its fields are its options, its docstring is its help, ``run`` is the work.
+
+    A pass reports every change with ``context.applied`` and every refusal with ``context.missed``, and declares in
+    ``effect`` how far it may move the outputs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    effect: ClassVar[Effect] = EXACT
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the name used in recipes and on the command line: ``FuseGelu`` is ``fuse-gelu``."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+
+    @abstractmethod
+    def run(self, model: ir.Model, context: Context) -> None:
+        """Rewrite ``model`` in place and remark on what was done and what was not."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass as it ran.
+
+    Attributes:
+        pass_name: The pass.
+        options: Its options, defaults included.
+        effect: Its declared effect.
+        applied: Number of ``applied`` remarks.
+        missed: Number of ``missed`` remarks.
+        nodes_before: Nodes in the model, bodies included, before the pass.
+        nodes_after: The same after it.
+        change: Largest relative error of any output against the model before the pass; None if it was not run.
+        fidelity: Outputs against the original model, after this pass; None if it was not run.
+        seconds: Wall time of the pass itself, without its verification. Never written into a package.
+    """
+
+    pass_name: str
+    options: dict[str, Any]
+    effect: Effect
+    applied: int
+    missed: int
+    nodes_before: int
+    nodes_after: int
+    change: float | None
+    fidelity: Fidelity | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """The steps that ran, and why the model could not be executed for verification, if it could not."""
+
+    steps: tuple[Step, ...]
+    unverified: str = ""
+
+
+class Pipeline:
+    """Runs passes in order and checks each one numerically on sample inputs within its declared effect.
+
+    Args:
+        passes: The passes, in the order in which they run.
+        strict: Also compare the model before and after each pass, and fail on a change without a remark.
+    """
+
+    def __init__(self, passes: Sequence[Pass], *, strict: bool = False) -> None:
+        self.passes = tuple(passes)
+        self.strict = strict
+
+    def run(self, model: ir.Model, context: Context, samples: Sequence[Inputs] = ()) -> PipelineResult:
+        """Run every pass on ``model`` in place.
+
+        Args:
+            model: The model; changed in place.
+            context: Target and calibration data; receives the remarks.
+            samples: Inputs to verify on; each maps input names to arrays. Empty: nothing is executed.
+
+        Raises:
+            VerificationError: A pass failed, moved the outputs further than it declared, changed the model's
+                inputs or outputs, or (strict) changed something without a remark.
+        """
+        from optkit.session import CannotRunError, run_samples
+
+        steps: list[Step] = []
+        unverified = "" if samples else "no sample inputs"
+        original: list[Outputs] = []
+        if samples:
+            try:
+                original = run_samples(model, samples)
+            except CannotRunError as error:
+                unverified = str(error)
+        previous = original
+        signature = interface(model)
+        for pass_ in self.passes:
+            context.pass_name = pass_.name()
+            before = None if unverified else model.clone()
+            fingerprint = text_fingerprint(model) if self.strict else ""
+            mark, nodes_before = len(context.remarks), count_nodes(model)
+            start = time.perf_counter()
+            self._run_pass(pass_, model, context, steps)
+            seconds = time.perf_counter() - start
+            applied = sum(remark.kind == "applied" for remark in context.remarks[mark:])
+            if self.strict and not applied and text_fingerprint(model) != fingerprint:
+                raise VerificationError(f"pass '{pass_.name()}' changed the model without an 'applied' remark")
+            if interface(model) != signature:
+                raise VerificationError(f"pass '{pass_.name()}' changed the model's inputs or outputs")
+            change: float | None = None
+            if before is not None:
+                current = self._outputs_after(pass_, model, samples) if applied else previous
+                change = max(
+                    (relative_error(a[name], b[name]) for a, b in zip(previous, current, strict=True) for name in a),
+                    default=0.0,
+                )
+                if pass_.effect.kind != "lossy" and not change <= pass_.effect.rtol:
+                    raise VerificationError(
+                        f"pass '{pass_.name()}' moved an output by {change:.2g} relative, "
+                        f"more than its declared {pass_.effect.rtol:g} ({pass_.effect.kind})",
+                        where=first_difference(before, model, samples[0], pass_.effect.rtol),
+                        hint="this is a defect of the pass: leave it out of the recipe and report it",
+                    )
+                previous = current
+            steps.append(
+                Step(
+                    pass_.name(),
+                    pass_.model_dump(mode="json"),
+                    pass_.effect,
+                    applied,
+                    len(context.remarks) - mark - applied,
+                    nodes_before,
+                    count_nodes(model),
+                    change,
+                    compare(original, previous) if original else None,
+                    seconds,
+                )
+            )
+        return PipelineResult(tuple(steps), unverified)
+
+    def _run_pass(self, pass_: Pass, model: ir.Model, context: Context, steps: Sequence[Step]) -> None:
+        from optkit.errors import OptkitError
+
+        try:
+            pass_.run(model, context)
+        except OptkitError:
+            raise
+        except Exception as error:
+            ran = ", ".join(step.pass_name for step in steps) or "nothing"
+            raise VerificationError(
+                f"pass '{pass_.name()}' failed with {type(error).__name__}: {error} (ran before it: {ran})",
+                hint="leave it out of the recipe, or run with --debug for the traceback",
+            ) from error
+
+    def _outputs_after(self, pass_: Pass, model: ir.Model, samples: Sequence[Inputs]) -> list[Outputs]:
+        from optkit.session import CannotRunError, run_samples
+
+        try:
+            return run_samples(model, samples)
+        except CannotRunError as error:
+            raise VerificationError(f"the model no longer runs after pass '{pass_.name()}': {error}") from error
+
+
+def count_nodes(model: ir.Model) -> int:
+    """Return the number of nodes in the model, If/Loop/Scan bodies included."""
+    return sum(1 for _ in model.graph.all_nodes())
+
+
+def interface(model: ir.Model) -> tuple[tuple[str | None, str], ...]:
+    """Return names and element types of the model's inputs and outputs: what no pass may change."""
+    inputs = [value for value in model.graph.inputs if not value.is_initializer()]
+    return tuple((value.name, str(value.dtype)) for value in [*inputs, *model.graph.outputs])
+
+
+def text_fingerprint(model: ir.Model) -> str:
+    """Return a digest of nodes, attributes, names and every tensor's bytes, for the strict mode."""
+    import hashlib
+
+    digest = hashlib.sha256(ir.to_onnx_text(model, exclude_initializers=True).encode())
+    for graph in model.graphs():
+        for name, value in graph.initializers.items():
+            digest.update(name.encode())
+            if value.const_value is not None:
+                digest.update(f"{value.const_value.dtype}{value.const_value.shape}".encode())
+                digest.update(value.const_value.tobytes())
+    return digest.hexdigest()
+
+
+def first_difference(before: ir.Model, after: ir.Model, sample: Inputs, rtol: float) -> str:
+    """Return the name of the first tensor, in execution order, whose value differs between two models.
+
+    Only tensors that both models compute under the same name can be compared.
+    """
+    from optkit.session import run_with_intermediates
+
+    wanted = [value.name for node in before.graph for value in node.outputs if value.name]
+    kept = {value.name for node in after.graph for value in node.outputs}
+    names = [name for name in wanted if name in kept]
+    old, new = (run_with_intermediates(model, sample, names) for model in (before, after))
+    for name in names:
+        error = relative_error(old[name], new[name]) if name in old and name in new else 0.0
+        if not error <= rtol:
+            return f"first differing tensor '{name}' (relative error {error:.2g})"
+    return "no tensor known to both models differs"

@@ -1,0 +1,1 @@
+"""The passes that come with optkit; one file, one pass."""

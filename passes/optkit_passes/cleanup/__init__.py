@@ -1,0 +1,1 @@
+"""Exact passes that make the graph smaller or simpler."""

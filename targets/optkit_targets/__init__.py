@@ -1,0 +1,1 @@
+"""The targets and packagers that come with optkit."""

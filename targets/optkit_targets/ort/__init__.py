@@ -1,0 +1,1 @@
+"""Runs and packages models with ONNX Runtime."""
