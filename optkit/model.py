@@ -28,7 +28,8 @@ def load(path: str | Path, dims: Mapping[str, int] | None = None) -> ir.Model:
     """Load an ONNX model, check it, and normalize it for the passes.
 
     Weights in external data stay memory-mapped. Functions are inlined, nodes are put in topological order, every
-    node gets a unique name, ``Constant`` nodes become initializers, and shapes are inferred. Nothing else changes.
+    node gets a unique name, ``Constant`` nodes become initializers, and shapes are inferred. IR version 3, where every
+    initializer had to be an input, becomes 4, where those that are inputs may be overridden. Nothing else changes.
 
     Args:
         path: The ONNX file, or a folder that holds exactly one.
@@ -70,6 +71,9 @@ def _normalize(proto: onnx.ModelProto, file: Path, dims: Mapping[str, int]) -> i
     _check_graph(model, file)
     if model.functions:
         ir_passes.InlinePass()(model)
+    if model.ir_version < 4:  # there every initializer had to be listed as an input, and was constant all the same
+        ir_passes.RemoveInitializersFromInputsPass()(model)
+        model.ir_version = 4
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(model)
     name_nodes(model)
     bind_dims(model, dims)
