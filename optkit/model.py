@@ -12,14 +12,12 @@ import onnx.parser
 import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
+from optkit.check_model import all_graphs, check_proto, find_cycle, innermost, run_checker, schema
+from optkit.check_tensor import proto_tensors
 from optkit.errors import InputError, did_you_mean
+from optkit.file_format import recognize
 
 EXTERNAL_DATA_BYTES = 1_500_000_000  # larger models are saved with external data: protobuf ends at 2 GiB
-OLDEST_OPSET = 7
-
-# Removed from ONNX before 1.5 but still run by onnxruntime and still found in old files (onnx Changelog, opset 10).
-EXPERIMENTAL_OPS = frozenset({"ATen", "Affine", "Crop", "DynamicSlice", "GRUUnit", "GivenTensorFill", "ImageScaler"})
-EXPERIMENTAL_OPS |= {"ParametricSoftplus", "Scale", "ScaledTanh"}
 
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)
 
@@ -28,8 +26,10 @@ def load(path: str | Path, dims: Mapping[str, int] | None = None) -> ir.Model:
     """Load an ONNX model, check it, and normalize it for the passes.
 
     Weights in external data stay memory-mapped. Functions are inlined, nodes are put in topological order, every
-    node gets a unique name, ``Constant`` nodes become initializers, and shapes are inferred. IR version 3, where every
-    initializer had to be an input, becomes 4, where those that are inputs may be overridden. Nothing else changes.
+    node gets a unique name, ``Constant`` nodes become initializers, and shapes are inferred. Up to IR version 4, where
+    every initializer is also listed as an input (version 3 demanded it, and exporters kept the habit), they are
+    constants and no longer inputs; elsewhere an initializer that is an input may be overridden, and stays one.
+    Nothing else changes.
 
     Args:
         path: The ONNX file, or a folder that holds exactly one.
@@ -55,30 +55,59 @@ def load_text(text: str, dims: Mapping[str, int] | None = None) -> ir.Model:
 
 
 def _normalize(proto: onnx.ModelProto, file: Path, dims: Mapping[str, int]) -> ir.Model:
+    check_proto(proto, file)
+    _clear_negative_dims(proto)
     try:
         model: ir.Model = ir.from_proto(proto)
     except Exception as error:
-        raise InputError(f"the graph is not valid: {_innermost(error)}", where=str(file)) from error
-    ir.external_data.set_base_dir(model.graph, file.parent.resolve())
-    for graph in model.graphs():
+        raise InputError(f"the graph is not valid: {innermost(error)}", where=str(file)) from error
+    for graph in [*model.graphs(), *(function.graph for function in model.functions.values())]:
         ir.external_data.set_base_dir(graph, file.parent.resolve())
-    _check_opset(model, file)
-    _check_tensors(model, file)
-    try:
-        model.graph.sort()
-    except ValueError as error:
-        raise InputError("the graph contains a cycle", where=str(file)) from error
-    _check_graph(model, file)
-    if model.functions:
-        ir_passes.InlinePass()(model)
-    if model.ir_version < 4:  # there every initializer had to be listed as an input, and was constant all the same
-        ir_passes.RemoveInitializersFromInputsPass()(model)
-        model.ir_version = 4
+        try:
+            graph.sort()
+        except ValueError as error:
+            circle = find_cycle(proto)
+            raise InputError(f"the nodes feed each other in a circle: {circle}", where=str(file)) from error
+    run_checker(model, file)
+    _inline_functions(model, file)
+    defaults = [value for value in model.graph.inputs if value.is_initializer()]
+    if model.ir_version <= 4 and len(defaults) == len(model.graph.initializers):
+        for value in defaults:
+            model.graph.inputs.remove(value)
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(model)
     name_nodes(model)
     bind_dims(model, dims)
     infer_shapes(model)
     return model
+
+
+def _clear_negative_dims(proto: onnx.ModelProto) -> None:
+    """Make sizes below zero, which some exporters write for "dynamic", unknown, as onnxruntime does."""
+    for graph in all_graphs(proto.graph):
+        for value in [*graph.input, *graph.output, *graph.value_info]:
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_value < 0:
+                    dim.Clear()
+
+
+def _inline_functions(model: ir.Model, file: Path) -> None:
+    """Inline every function; one of another opset whose operators mean the same there is taken as written for ours."""
+    for function in model.functions.values():
+        for domain, version in function.opset_imports.items():
+            ours = model.opset_imports.setdefault(domain, version)
+            if domain == "" and ours != version:
+                for node in (node for node in function.all_nodes() if node.domain == ""):
+                    old, new = schema(node.op_type, version), schema(node.op_type, ours)
+                    if old is None or new is None or old.since_version != new.since_version:
+                        what = f"{node.op_type} of opset {version} differs from the model's, opset {ours}"
+                        where = f"{file}: function '{function.domain}::{function.name}'"
+                        raise InputError(what, where=where, hint="export the model with one opset")
+            function.opset_imports[domain] = ours
+    if model.functions:
+        try:
+            ir_passes.InlinePass()(model)
+        except Exception as error:
+            raise InputError(f"a function cannot be inlined: {innermost(error)}", where=str(file)) from error
 
 
 def model_file(path: Path) -> Path:
@@ -98,8 +127,13 @@ def model_file(path: Path) -> Path:
 def source_files(path: Path) -> list[Path]:
     """Return the model's file and every external data file that it refers to, sorted."""
     file = model_file(path)
-    model = ir.from_proto(_parse(file))
-    locations = {str(tensor.location) for _, tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)}
+    locations = {
+        entry.value
+        for _, tensor in proto_tensors(_parse(file))
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
     return [file, *sorted(file.parent / location for location in locations)]
 
 
@@ -117,30 +151,16 @@ def _parse(file: Path) -> onnx.ModelProto:
     try:
         proto = onnx.load(file, load_external_data=False)
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror or error}", where=str(file)) from error
+        raise InputError(f"cannot be read: {(error.strerror or str(error)).lower()}", where=str(file)) from error
     except Exception as error:  # protobuf's DecodeError, or a text parser's own
-        raise InputError(
-            "not an ONNX model: the file is truncated, corrupt, or of another format", where=str(file)
-        ) from error
-    if not proto.opset_import or not proto.HasField("graph"):
-        raise InputError("not an ONNX model: it has no graph or no opset", where=str(file))
+        what, hint = recognize(file)
+        raise InputError(what, where=str(file), hint=hint) from error
+    if not proto.HasField("graph") or not proto.opset_import:
+        what, hint = recognize(file)
+        if "corrupt" in what:
+            what, hint = "not an ONNX model: it has no graph or no opset", "download or export it again"
+        raise InputError(what, where=str(file), hint=hint)
     return proto
-
-
-def _check_opset(model: ir.Model, file: Path) -> None:
-    opset, newest = model.opset_imports.get(""), onnx.defs.onnx_opset_version()
-    if opset is not None and opset < OLDEST_OPSET:
-        raise InputError(
-            f"opset {opset} is older than {OLDEST_OPSET}, the oldest that is read",
-            where=str(file),
-            hint="convert it with onnx.version_converter",
-        )
-    if opset is not None and opset > newest:
-        raise InputError(
-            f"opset {opset} is newer than onnx {onnx.__version__} knows ({newest})",
-            where=str(file),
-            hint="upgrade the onnx package",
-        )
 
 
 def tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
@@ -152,72 +172,11 @@ def tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
     graphs = [model.graph, *(function.graph for function in model.functions.values())]
     for node in (node for graph in graphs for node in graph.all_nodes()):
         for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.TENSOR:
-                yield node.outputs[0].name or str(node.name), attribute.as_tensor()
-
-
-def _check_tensors(model: ir.Model, file: Path) -> None:
-    folder = file.parent.resolve()
-    for name, tensor in tensors(model):
-        where = f"{file}: tensor '{name}'"
-        expected = tensor.nbytes
-        if isinstance(tensor, ir.ExternalTensor):
-            _check_external(tensor, folder, where)
-        elif isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype != ir.DataType.STRING:
-            try:
-                actual = len(tensor.tobytes())
-                shaped = tensor.numpy().size == tensor.size
-            except Exception as error:
-                raise InputError(f"its bytes do not match its shape {list(tensor.shape)}", where=where) from error
-            if actual != expected or not shaped:
-                raise InputError(
-                    f"it holds {actual} bytes where shape {list(tensor.shape)} of {tensor.dtype} takes {expected}",
-                    where=where,
-                )
-
-
-def _check_external(tensor: ir.ExternalTensor, folder: Path, where: str) -> None:
-    location = Path(str(tensor.location))
-    if location.is_absolute() or ".." in location.parts:
-        raise InputError(f"its external data '{location}' points outside the model's folder", where=where)
-    path = folder / location
-    if not path.is_file():
-        raise InputError(f"its external data file '{location}' is missing", where=where)
-    if not path.resolve().is_relative_to(folder):
-        raise InputError(f"its external data '{location}' is a link that leaves the model's folder", where=where)
-    available = path.stat().st_size - (tensor.offset or 0)
-    length = tensor.length if tensor.length is not None else tensor.nbytes
-    if length != tensor.nbytes:
-        raise InputError(
-            f"its external data holds {length} bytes where shape {list(tensor.shape)} of {tensor.dtype} "
-            f"takes {tensor.nbytes}",
-            where=where,
-        )
-    if available < length:
-        raise InputError(f"its external data ends {length - available} bytes before the tensor does", where=where)
-
-
-def _check_graph(model: ir.Model, file: Path) -> None:
-    """Run the ONNX checker on the structure: weights are left out, so that any size is checked the same way."""
-    clone = model.clone()
-    for value in clone.graph.outputs:
-        if value.type is not None and value.shape is None:
-            value.shape = ir.Shape([])  # onnxruntime runs outputs of unknown rank, which the checker refuses
-    for node in clone.graph.all_nodes():
-        if node.domain == "" and node.op_type in EXPERIMENTAL_OPS:
-            node.domain = "experimental"  # the checker has forgotten them
-            clone.opset_imports["experimental"] = 1
-    try:
-        ir_passes.CheckerPass()(clone)
-    except Exception as error:
-        raise InputError(f"the ONNX checker refuses the graph: {_innermost(error)}", where=str(file)) from error
-
-
-def _innermost(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+            owner = (node.outputs[0].name if node.outputs else None) or str(node.name)
+            if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                yield owner, attribute.as_tensor()
+            elif attribute.type == ir.AttributeType.TENSORS and not attribute.is_ref():
+                yield from ((owner, tensor) for tensor in attribute.as_tensors())
 
 
 def name_nodes(model: ir.Model) -> None:
@@ -297,8 +256,48 @@ def in_memory(model: ir.Model) -> ir.Model:
 
 def weight_bytes(model: ir.Model) -> int:
     """Return the bytes of all initializers, a tensor under several names counted once."""
-    unique = {id(v.const_value): v.const_value for g in model.graphs() for v in g.initializers.values()}
-    return sum(tensor.nbytes for tensor in unique.values() if tensor is not None)
+    values = [value for graph in model.graphs() for value in graph.initializers.values()]
+    unique = {_storage(value.const_value): value.const_value for value in values if value.const_value is not None}
+    return sum(tensor.nbytes for tensor in unique.values())
+
+
+def _storage(tensor: ir.TensorProtocol) -> object:
+    """Return what two tensors have in common when they are one: the same object, or the same bytes of a file."""
+    if isinstance(tensor, ir.ExternalTensor):
+        return tensor.path, tensor.offset, tensor.length, tensor.dtype, tuple(tensor.shape)
+    return id(tensor)
+
+
+def storable(model: ir.Model) -> ir.Model:
+    """Return the model as its IR version wants it written; a copy that shares its tensors where that differs.
+
+    Initializers that are one tensor under several names become one. In IR version 3 every initializer of the graph is
+    also an input, and bodies have ``Constant`` nodes in place of initializers.
+    """
+    copy = model.clone()
+    first: dict[object, ir.Value] = {}
+    for name, value in list(copy.graph.initializers.items()):
+        if value.const_value is not None and not value.is_graph_output():
+            kept = first.setdefault(_storage(value.const_value), value)
+            if kept is not value:
+                value.replace_all_uses_with(kept)
+                del copy.graph.initializers[name]
+    if copy.ir_version >= 4:
+        return copy
+    for graph in copy.graphs():
+        for name, value in list(graph.initializers.items()):
+            if value.const_value is None:
+                continue
+            value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(value.const_value.shape.numpy())
+            if graph is copy.graph:
+                graph.inputs.append(value)
+            else:
+                constant = ir.node("Constant", [], {"value": value.const_value}, num_outputs=1)
+                graph.insert_before(graph[0], constant)
+                value.replace_all_uses_with(constant.outputs[0], replace_graph_outputs=True)
+                del graph.initializers[name]
+                constant.outputs[0].name = name
+    return copy
 
 
 def save(model: ir.Model, path: str | Path) -> list[Path]:
@@ -306,10 +305,17 @@ def save(model: ir.Model, path: str | Path) -> list[Path]:
 
     Returns:
         The files written, the model first.
+
+    Raises:
+        InputError: The file cannot be written.
     """
     path = Path(path)
-    if weight_bytes(model) > EXTERNAL_DATA_BYTES:
-        ir.save(model, path, external_data=path.name + ".data")
-        return [path, path.with_name(path.name + ".data")]
-    path.write_bytes(ir.to_proto(in_memory(model)).SerializeToString(deterministic=True))
+    model = storable(model)
+    try:
+        if weight_bytes(model) > EXTERNAL_DATA_BYTES:
+            ir.save(model, path, format="protobuf", external_data=path.name + ".data")
+            return [path, path.with_name(path.name + ".data")]
+        path.write_bytes(ir.to_proto(in_memory(model)).SerializeToString(deterministic=True))
+    except OSError as error:
+        raise InputError(f"cannot be written: {(error.strerror or str(error)).lower()}", where=str(path)) from error
     return [path]

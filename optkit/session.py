@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from optkit.errors import InputError
+from optkit.model import storable
 from optkit.verify import Outputs
 
 Inputs = Mapping[str, np.ndarray]
@@ -113,7 +114,7 @@ def _serialize(model: ir.Model) -> tuple[bytes, dict[str, ort.OrtValue]]:
 
     onnxruntime takes them by reference, so that a session costs no second copy and no size is too large.
     """
-    shell = model.clone()
+    shell = storable(model)
     weights: dict[str, ort.OrtValue] = {}
     main = shell.graph.initializers
     for name, value in ((n, v) for graph in shell.graphs() for n, v in graph.initializers.items()):
