@@ -31,7 +31,7 @@ class Arithmetic:
 
 
 def _ops(names: str, kind: Kind, per_element: int) -> dict[str, tuple[Kind, int]]:
-    return {name: (kind, per_element) for name in names.split()}
+    return dict.fromkeys(names.split(), (kind, per_element))
 
 
 # Operations per element of the first output.

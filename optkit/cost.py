@@ -2,8 +2,8 @@
 
     seconds = max(operations / (peak * efficiency), bytes / bandwidth) + overhead
 
-peak = cores * clock * MACs per cycle (Williams, Waterman, Patterson: "Roofline", CACM 2009). Every figure made here is a
-prediction and is tagged so.
+peak = cores * clock * MACs per cycle (Williams, Waterman, Patterson: "Roofline", CACM 2009). Every figure made here is
+a prediction and is tagged so.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 The rules are those that CPU runtimes share (onnxruntime's QDQ selectors, XNNPACK and TFLite likewise):
 
 * A node whose floating inputs are all dequantized, and whose outputs are each quantized and used nowhere else, runs in
-  integers; the quantize and dequantize nodes around it cost nothing and their float tensors never exist. MatMul and Gemm
-  also run in integers when their output stays float.
+  integers; the quantize and dequantize nodes around it cost nothing and their float tensors never exist. MatMul and
+  Gemm also run in integers when their output stays float.
 * An activation that is the only use of a convolution's or matrix product's output runs inside it.
 * A dequantize node on a constant costs nothing: the weights stay as they are stored.
 """
@@ -69,7 +69,7 @@ def fused(graph: ir.Graph) -> Fused:
             for value in node.outputs:
                 last = result.stored(value)
                 if _only_quantized(last, graph):
-                    quantize = last.uses()[0].node
+                    (quantize,) = last.consumers()
                     result.lead[quantize] = node
                     result.source[last] = quantize.outputs[0]
     for node in graph:
@@ -112,7 +112,7 @@ def _is_integer(node: ir.Node, result: Fused, graph: ir.Graph) -> bool:
             continue
         producer = value.producer()
         if producer is not None and producer.op_type == DEQUANTIZE and producer.graph is graph:
-            dequantized += index == 0 or producer.inputs[0] is not None and producer.inputs[0].const_value is None
+            dequantized += index == 0 or (producer.inputs[0] is not None and producer.inputs[0].const_value is None)
         elif not (index and node.op_type in PARAMETERS and value.const_value is not None):
             return False
     if not dequantized:

@@ -73,7 +73,7 @@ def _lend_constants(model: ir.Model) -> None:
                     continue
                 if value not in lent and tensor.size <= SMALL:
                     name = f"{value.name}::{node.name}"  # node names are unique over all bodies
-                    own = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=value.type, const_value=tensor)
+                    own = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=value.type, const_value=tensor)
                     graph.register_initializer(own)
                     lent[value] = own
                 if value in lent:

@@ -23,13 +23,13 @@ class Frozen(BaseModel):
 class Quantity(Frozen):
     """A number and where it comes from.
 
-    ``status`` is ``verified`` (read in the author's own text), ``derived`` (arithmetic on such), ``unverified`` (from
-    memory or a rule of thumb) or ``user`` (set on the command line).
+    ``status`` is ``verified`` (read in the author's own text), ``secondary`` (read in someone else's), ``derived``
+    (arithmetic on such), ``unverified`` (from memory or a rule of thumb) or ``user`` (set on the command line).
     """
 
     value: float
     source: str = Field(min_length=1)
-    status: Literal["verified", "derived", "unverified", "user"] = "verified"
+    status: Literal["verified", "secondary", "derived", "unverified", "user"] = "verified"
 
 
 class MemoryLevel(Frozen):
@@ -37,6 +37,13 @@ class MemoryLevel(Frozen):
 
     bytes: Quantity | None = None
     bytes_per_second: Quantity | None = None
+
+
+class Peak(Frozen):
+    """A row of the table of peaks: what a core with this ISA flag does in one cycle, by dtype."""
+
+    isa: str
+    macs_per_cycle: Mapping[str, Quantity]
 
 
 class IntegerFormat(Frozen):
@@ -113,6 +120,7 @@ class Target(Frozen):
 
     Attributes:
         macs_per_cycle: Peak multiply-accumulates per cycle and core, by dtype.
+        peak: Peaks that depend on the ISA; the first row whose flag the target has replaces ``macs_per_cycle``.
         memory: Memory levels, innermost first; the last is main memory.
         kernel: The kernel table; first match wins.
         weights: Accepted weight formats by width (``int8``).
@@ -133,6 +141,7 @@ class Target(Frozen):
     cores: Quantity
     clock_hz: Quantity
     macs_per_cycle: Mapping[str, Quantity]
+    peak: tuple[Peak, ...] = ()
     memory: Mapping[str, MemoryLevel]
     flash_bytes_per_second: Quantity | None = None
     energy: Energy = Energy()
@@ -187,7 +196,16 @@ def load_target(spec: str) -> Target:
         target = Target.model_validate(table)
     except ValidationError as error:
         raise InputError(_sentence(error), where=where) from error
-    return _detect(target) if target.detect else target
+    return _choose_peak(_detect(target) if target.detect else target)
+
+
+def _choose_peak(target: Target) -> Target:
+    """Apply the first row of peaks that the ISA allows; what the user set on the command line stays."""
+    row = next((row for row in target.peak if row.isa in target.isa), None)
+    if row is None:
+        return target
+    users = {dtype: peak for dtype, peak in target.macs_per_cycle.items() if peak.status == "user"}
+    return target.model_copy(update={"macs_per_cycle": {**target.macs_per_cycle, **row.macs_per_cycle, **users}})
 
 
 def target_names() -> dict[str, str]:
@@ -296,6 +314,9 @@ def _detect(target: Target) -> Target:
             if line.split(":")[0].strip() in ("flags", "Features"):
                 flags.update(line.partition(":")[2].split())
                 break
-    quantity = Quantity(value=os.cpu_count() or 1, source="this machine", status="derived")
     isa = (*target.isa, platform.machine(), *sorted(flags))
-    return target.model_copy(update={"isa": isa, "cores": quantity})
+    if target.cores.status == "user":
+        return target.model_copy(update={"isa": isa})
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = Quantity(value=usable, source="the cores this process may use", status="derived")
+    return target.model_copy(update={"isa": isa, "cores": cores})
