@@ -68,8 +68,8 @@ def _normalize(proto: onnx.ModelProto, file: Path, dims: Mapping[str, int]) -> i
         except ValueError as error:
             circle = find_cycle(proto)
             raise InputError(f"the nodes feed each other in a circle: {circle}", where=str(file)) from error
-    run_checker(model, file)
     _inline_functions(model, file)
+    run_checker(model, file)
     defaults = [value for value in model.graph.inputs if value.is_initializer()]
     if model.ir_version <= 4 and len(defaults) == len(model.graph.initializers):
         for value in defaults:

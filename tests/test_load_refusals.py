@@ -1,0 +1,569 @@
+"""Inputs that cannot be loaded: each is refused in one exact sentence, with nothing on stdout or stderr."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnx.parser
+import pytest
+
+from optkit.errors import InputError
+from optkit.model import load
+
+NEWEST = onnx.defs.onnx_opset_version()
+HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
+RELU = HEADER + "main (float[4] x) => (float[4] y) { [r] y = Relu (x) }"
+
+Edit = Callable[[onnx.ModelProto], object]
+Build = Callable[[Path], Path]
+Case = tuple[Build, str]
+CASES: dict[str, Case] = {}
+
+
+def refuses(sentence: str) -> Callable[[Build], Build]:
+    """Register a case by its function's name: what it builds is refused with the sentence ({file}: its path)."""
+
+    def register(build: Build) -> Build:
+        CASES[build.__name__] = (build, sentence)
+        return build
+
+    return register
+
+
+def write(folder: Path, text: str, edit: Edit = lambda model: None, name: str = "model.onnx") -> Path:
+    model = onnx.parser.parse_model(text)
+    edit(model)
+    path = folder / name
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def raw(folder: Path, content: bytes) -> Path:
+    path = folder / "model.onnx"
+    path.write_bytes(content)
+    return path
+
+
+def text_case(name: str, sentence: str, text: str, edit: Edit = lambda model: None) -> None:
+    CASES[name] = (lambda folder: write(folder, HEADER + text if text.startswith("main") else text, edit), sentence)
+
+
+# Files
+
+ABSENT = "download or export it again"
+TORCH = "export it with torch.onnx.export(module, inputs, 'model.onnx')"
+
+
+@refuses("{file}: no such file; did you mean 'model.onnx'?")
+def missing_file(folder: Path) -> Path:
+    return write(folder, RELU).with_name("modle.onnx")
+
+
+@refuses("{file}: no such file")
+def missing_folder(folder: Path) -> Path:
+    return folder / "nowhere" / "model.onnx"
+
+
+@refuses("{file}: the folder holds no .onnx file; name one ONNX file")
+def folder_without_models(folder: Path) -> Path:
+    return folder
+
+
+@refuses("{file}: the folder holds 2 .onnx files; name one ONNX file")
+def folder_with_two_models(folder: Path) -> Path:
+    for name in ("a.onnx", "b.onnx"):
+        write(folder, RELU, name=name)
+    return folder
+
+
+@refuses("{file}: the file is empty; " + ABSENT)
+def empty_file(folder: Path) -> Path:
+    return raw(folder, b"")
+
+
+@refuses("{file}: not an ONNX model: the file is truncated, corrupt or of another format; " + ABSENT)
+def truncated(folder: Path) -> Path:
+    return raw(folder, onnx.parser.parse_model(RELU).SerializeToString()[:-9])
+
+
+@refuses("{file}: not an ONNX model: the file is truncated, corrupt or of another format; " + ABSENT)
+def garbage(folder: Path) -> Path:
+    return raw(folder, np.random.default_rng(0).bytes(4096))
+
+
+@refuses("{file}: not an ONNX model: it has no graph or no opset; " + ABSENT)
+def no_graph(folder: Path) -> Path:
+    return raw(folder, onnx.ModelProto(ir_version=8, producer_name="\x00x").SerializeToString())
+
+
+@refuses("{file}: not an ONNX model: it is a text file; ONNX's text formats end in .onnxtxt, .textproto or .json")
+def text_file(folder: Path) -> Path:
+    return raw(folder, RELU.encode())
+
+
+@refuses("{file}: not an ONNX model: it is a text file; ONNX's text formats end in .onnxtxt, .textproto or .json")
+def text_file_cut_within_a_letter(folder: Path) -> Path:
+    return raw(folder, b"a" + "é".encode() * 1000)
+
+
+@refuses("{file}: not an ONNX model: it is a web page; download the file itself")
+def web_page(folder: Path) -> Path:
+    return raw(folder, b"<!DOCTYPE html><html><body>Sign in</body></html>")
+
+
+@refuses("{file}: not an ONNX model: it is a Git LFS pointer instead of the file it stands for; run 'git lfs pull'")
+def lfs_pointer(folder: Path) -> Path:
+    return raw(folder, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
+
+
+def archive(*names: str) -> Build:
+    def build(folder: Path) -> Path:
+        path = folder / "model.onnx"
+        with zipfile.ZipFile(path, "w") as file:
+            for name in names:
+                file.writestr(name, b"\x00" * 64)
+        return path
+
+    return build
+
+
+CASES["pytorch"] = (
+    archive("m/data.pkl", "m/data/0"),
+    "{file}: not an ONNX model: it is a PyTorch checkpoint; " + TORCH,
+)
+CASES["keras"] = (
+    archive("config.json", "model.weights.h5"),
+    "{file}: not an ONNX model: it is a Keras archive; convert it with tf2onnx",
+)
+CASES["zip"] = (archive("model.bin"), "{file}: not an ONNX model: it is a zip archive; unpack it first")
+
+
+@refuses("{file}: not an ONNX model: it is a Python pickle, as older versions of PyTorch save; " + TORCH)
+def pickled(folder: Path) -> Path:
+    return raw(folder, pickle.dumps({"weight": [1.0] * 100}, protocol=2))
+
+
+@refuses("{file}: not an ONNX model: it is a TensorFlow Lite model; convert it with tf2onnx --tflite")
+def tflite(folder: Path) -> Path:
+    return raw(folder, b"\x1c\x00\x00\x00TFL3" + b"\x14\x00\x20\x00" * 50)
+
+
+@refuses(
+    "{file}: not an ONNX model: it is a GGUF file, which holds weights without a graph; "
+    "export the model it was made from to ONNX"
+)
+def gguf(folder: Path) -> Path:
+    return raw(folder, b"GGUF\x03\x00\x00\x00" + b"\x00" * 64)
+
+
+@refuses(
+    "{file}: not an ONNX model: it is a safetensors file, which holds weights without a graph; "
+    "export the model it belongs to to ONNX"
+)
+def safetensors(folder: Path) -> Path:
+    header = b'{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
+    return raw(folder, len(header).to_bytes(8, "little") + header + b"\x00" * 16)
+
+
+# Versions
+
+text_case(
+    "opset_6",
+    "{file}: opset 6 is older than 7, the oldest that is read; convert it with onnx.version_converter",
+    RELU.replace("17", "6"),
+)
+text_case(
+    "opset_99",
+    f"{{file}}: opset 99 is newer than onnx {onnx.__version__} knows ({NEWEST}); upgrade the onnx package",
+    RELU.replace("17", "99"),
+)
+text_case(
+    "ir_version_99",
+    f"{{file}}: IR version 99 is newer than onnx {onnx.__version__} knows ({onnx.IR_VERSION}); "
+    "upgrade the onnx package",
+    RELU.replace("ir_version: 8", "ir_version: 99"),
+)
+text_case(
+    "no_opset_for_a_domain",
+    "{file}: node 'r' (Spline): it is of the domain 'com.acme', for which the model declares no opset",
+    "main (float[4] x) => (float[4] y) { [r] y = com.acme.Spline (x) }",
+)
+text_case(
+    "no_opset_for_onnx",
+    "{file}: node 'r' (Relu): it is of the domain 'ai.onnx', for which the model declares no opset",
+    '<ir_version: 8, opset_import: ["com.acme" : 1]> main (float[4] x) => (float[4] y) { [r] y = Relu (x) }',
+)
+
+# Names
+
+text_case(
+    "undefined_input",
+    "{file}: node 'r' (Relu): it reads 'q', which nothing produces",
+    "main (float[4] x) => (float[4] y) { [r] y = Relu (q) }",
+)
+text_case(
+    "undefined_input_of_an_unnamed_node",
+    "{file}: Relu that produces 'y': it reads 'q', which nothing produces",
+    "main (float[4] x) => (float[4] y) { y = Relu (q) }",
+)
+text_case(
+    "produced_twice",
+    "{file}: 'a' is produced twice: by node 'one' (Relu) and by node 'two' (Abs)",
+    "main (float[4] x) => (float[4] y) { [one] a = Relu (x) [two] a = Abs (x) y = Neg (a) }",
+)
+text_case(
+    "produces_an_input",
+    "{file}: node 'r' (Relu): it produces 'x', which is already an input or initializer",
+    "main (float[4] x) => (float[4] x) { [r] x = Relu (x) }",
+)
+text_case(
+    "two_inputs_of_one_name",
+    "{file}: the graph has two inputs named 'x'",
+    "main (float[4] x, float[4] x) => (float[4] y) { y = Relu (x) }",
+)
+text_case(
+    "two_initializers_of_one_name",
+    "{file}: the graph has two initializers named 'w'",
+    "main (float[1] x) => (float[1] y) <float[1] w = {1}> { y = Add (x, w) }",
+    lambda model: model.graph.initializer.append(model.graph.initializer[0]),
+)
+text_case(
+    "initializer_without_a_name",
+    "{file}: the graph has an input or initializer without a name",
+    RELU,
+    lambda model: model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(3))),
+)
+text_case(
+    "output_without_producer",
+    "{file}: the graph has an output 'z', which nothing in it produces",
+    "main (float[4] x) => (float[4] y, float[4] z) { y = Relu (x) }",
+)
+text_case(
+    "input_without_a_type",
+    "{file}: the graph has an input 'x' without an element type",
+    RELU,
+    lambda model: model.graph.input[0].ClearField("type"),
+)
+text_case(
+    "cycle",
+    "{file}: the nodes feed each other in a circle: node 'one' (Add) -> node 'two' (Relu) -> node 'one' (Add)",
+    "main (float[4] x) => (float[4] y) { [one] a = Add (x, b) [two] b = Relu (a) y = Neg (b) }",
+)
+text_case(
+    "cycle_through_a_body",
+    "{file}: the nodes feed each other in a circle: node 'if' (If) -> node 'if' (If)",
+    """main (float[4] x, bool c) => (float[4] y) {
+         [if] a = If (c) <then_branch = t () => (float[4] p) { p = Relu (a) },
+                          else_branch = e () => (float[4] q) { q = Identity (x) }>
+         y = Neg (a)
+       }""",
+)
+text_case(
+    "body_reads_an_unknown_tensor",
+    "{file}: node 'inner' (Relu): it reads 'nowhere', which nothing produces",
+    """main (float[4] x, bool c) => (float[4] y) {
+         y = If (c) <then_branch = t () => (float[4] p) { [inner] p = Relu (nowhere) },
+                     else_branch = e () => (float[4] q) { q = Identity (x) }>
+       }""",
+)
+text_case(
+    "body_reads_the_other_branch",
+    "{file}: node 'inner' (Relu): it reads 'p', which nothing produces",
+    """main (float[4] x, bool c) => (float[4] y) {
+         y = If (c) <then_branch = t () => (float[4] p) { p = Relu (x) },
+                     else_branch = e () => (float[4] q) { [inner] q = Relu (p) }>
+       }""",
+)
+text_case(
+    "body_returns_an_outer_tensor",
+    "{file}: the body 'then_branch' of node 'if' (If) has an output 'x', which nothing in it produces",
+    """main (float[4] x, bool c) => (float[4] y) {
+         [if] y = If (c) <then_branch = t () => (float[4] x) { },
+                          else_branch = e () => (float[4] q) { q = Identity (x) }>
+       }""",
+)
+
+# Operators
+
+text_case(
+    "unknown_operator",
+    "{file}: node 'r' (Reluu): ai.onnx has no operator 'Reluu'; did you mean 'Relu' or 'PRelu' or 'Selu'?",
+    RELU.replace("Relu", "Reluu"),
+)
+text_case(
+    "unknown_operator_like_no_other",
+    "{file}: node 'r' (Xyzzyqqqqq): ai.onnx has no operator 'Xyzzyqqqqq'; "
+    "an operator of your own needs a domain of its own",
+    RELU.replace("Relu", "Xyzzyqqqqq"),
+)
+text_case(
+    "operator_of_a_later_opset",
+    "{file}: node 'r' (Gelu): Gelu exists since opset 20, and the model declares opset 17; export it with that opset",
+    RELU.replace("Relu", "Gelu"),
+)
+text_case(
+    "operator_of_an_earlier_opset",
+    "{file}: node 'r' (Upsample): Upsample was removed from ONNX in opset 10, and the model declares opset 17; "
+    "export it with an older opset, or with the operator's successor",
+    RELU.replace("Relu", "Upsample"),
+)
+text_case(
+    "unknown_attribute",
+    "{file}: node 'r' (LeakyRelu): LeakyRelu has no attribute 'alpa' in this opset; did you mean 'alpha'?",
+    RELU.replace("Relu (x)", "LeakyRelu <alpa = 0.1> (x)"),
+)
+text_case(
+    "attribute_of_the_wrong_type",
+    "{file}: node 'r' (LeakyRelu): its attribute 'alpha' is int, but must be float",
+    RELU.replace("Relu (x)", "LeakyRelu <alpha = 1> (x)"),
+)
+text_case(
+    "missing_attribute",
+    "{file}: node 'r' (Cast): it lacks the attribute 'to', which Cast requires",
+    RELU.replace("Relu", "Cast"),
+)
+text_case("too_few_inputs", "{file}: node 'r' (Add): it has 1 input, but takes 2 inputs", RELU.replace("Relu", "Add"))
+text_case(
+    "too_many_inputs",
+    "{file}: node 'r' (Clip): it has 4 inputs, but takes at most 3 inputs",
+    RELU.replace("Relu (x)", "Clip (x, x, x, x)"),
+)
+text_case(
+    "no_inputs_at_all",
+    "{file}: node 'r' (Concat): it has 0 inputs, but takes at least 1 input",
+    RELU.replace("Relu (x)", "Concat <axis = 0> ()"),
+)
+text_case(
+    "too_many_outputs",
+    "{file}: node 'r' (Relu): it has 2 outputs, but produces 1 output",
+    RELU.replace("y = Relu", "y, z = Relu"),
+)
+
+# Functions
+
+FUNCTION = """<ir_version: 8, opset_import: ["" : 17, "pkg" : 1]>
+main (float[4] x) => (float[4] y) { [call] y = pkg.f (x) }
+<domain: "pkg", opset_import: ["" : 17, "pkg" : 1]> f (a) => (b) { [inner] b = BODY }
+"""
+text_case("recursive_function", "{file}: function 'pkg::f' calls itself", FUNCTION.replace("BODY", "pkg.f (a)"))
+text_case(
+    "mutually_recursive_functions",
+    "{file}: functions 'pkg::f' and 'pkg::g' call each other in a circle",
+    FUNCTION.replace("BODY", "pkg.g (a)")
+    + '<domain: "pkg", opset_import: ["" : 17, "pkg" : 1]> g (a) => (b) { b = pkg.f (a) }',
+)
+text_case(
+    "function_reads_an_unknown_tensor",
+    "{file}: node 'inner' (Relu): it reads 'x', which nothing produces",
+    FUNCTION.replace("BODY", "Relu (x)"),
+)
+text_case(
+    "function_called_with_too_many_inputs",
+    "{file}: node 'call' (f): it has 2 inputs, but takes at most 1 input",
+    FUNCTION.replace("BODY", "Relu (a)").replace("pkg.f (x)", "pkg.f (x, x)"),
+)
+text_case(
+    "function_of_another_opset",
+    "{file}: function 'pkg::f': ReduceMax of opset 18 differs from the model's, opset 17; "
+    "export the model with one opset",
+    FUNCTION.replace("BODY", "ReduceMax (a)").replace('"pkg", opset_import: ["" : 17', '"pkg", opset_import: ["" : 18'),
+)
+
+# Tensors
+
+ADD = "main (float[4] x) => (float[4] y) <float[4] w = {1, 2, 3, 4}> { y = Add (x, w) }"
+
+
+def tensor_case(name: str, sentence: str, **fields: object) -> None:
+    def edit(model: onnx.ModelProto) -> None:
+        tensor = model.graph.initializer[0]
+        tensor.CopyFrom(onnx.TensorProto(name="w", **{"data_type": 1, "dims": [4], **fields}))
+
+    text_case(name, "{file}: tensor 'w': " + sentence, ADD, edit)
+
+
+tensor_case("too_few_bytes", "it holds 12 bytes where shape [4] of FLOAT takes 16", raw_data=b"\x00" * 12)
+tensor_case("too_many_values", "it holds 5 values where shape [4] of FLOAT takes 4", float_data=[0.0] * 5)
+tensor_case("no_values", "it holds 0 values where shape [4] of FLOAT takes 4")
+tensor_case("values_of_another_type", "it holds 0 values where shape [4] of FLOAT takes 4", int64_data=[0] * 4)
+tensor_case("negative_dimension", "its shape [-4] has a negative dimension", dims=[-4], raw_data=b"\x00" * 16)
+tensor_case("no_element_type", "it has no element type", data_type=0, raw_data=b"\x00" * 16)
+tensor_case("unknown_element_type", "its element type 77 is unknown", data_type=77, raw_data=b"\x00" * 16)
+tensor_case("int4_bytes", "it holds 4 bytes where shape [4] of INT4 takes 2", data_type=22, raw_data=b"\x00" * 4)
+tensor_case("strings", "it holds 1 values where shape [4] of STRING takes 4", data_type=8, string_data=[b"a"])
+text_case(
+    "bytes_of_a_constant",
+    "{file}: tensor 'c': it holds 3 values where shape [4] of FLOAT takes 4",
+    "main (float[4] x) => (float[4] y) { c = Constant <value = float[4] {1, 2, 3, 4}> () y = Add (x, c) }",
+    lambda model: model.graph.node[0].attribute[0].t.float_data.pop(),
+)
+
+
+def make_sparse(model: onnx.ModelProto) -> None:
+    sparse = model.graph.sparse_initializer.add(dims=[4])
+    sparse.values.CopyFrom(onnx.numpy_helper.from_array(np.ones(1, np.float32), "w"))
+    sparse.indices.CopyFrom(onnx.numpy_helper.from_array(np.zeros(1, np.int64), "w_indices"))
+    del model.graph.initializer[:]
+
+
+text_case(
+    "sparse_initializer",
+    "{file}: tensor 'w': it is stored sparse, which is not read; store it as a dense initializer",
+    ADD,
+    make_sparse,
+)
+text_case(
+    "sparse_constant",
+    "{file}: node 'r' (Constant): its attribute 'sparse_value' is a sparse tensor, which is not read; store it dense",
+    "main () => (float[4] y) { [r] y = Constant () }",
+    lambda model: model.graph.node[0].attribute.add(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR),
+)
+
+# External data
+
+
+def external(sentence: str, entries: dict[str, str] | None = None, **fields: object) -> Callable[[Edit], Edit]:
+    """Register a case whose initializer 'w' is external; the function prepares the model's folder."""
+
+    def register(prepare: Callable[[Path], object]) -> Callable[[Path], object]:
+        def build(folder: Path) -> Path:
+            prepare(folder)
+
+            def edit(model: onnx.ModelProto) -> None:
+                tensor = onnx.TensorProto(name="w", **{"data_type": 1, "dims": [4], "data_location": 1, **fields})
+                for key, value in (entries if entries is not None else {"location": "w.bin"}).items():
+                    tensor.external_data.add(key=key, value=value.replace("OUTSIDE", str(folder.parent / "w.bin")))
+                model.graph.initializer[0].CopyFrom(tensor)
+
+            return write(folder, HEADER + ADD, edit)
+
+        CASES[prepare.__name__] = (build, "{file}: tensor 'w': " + sentence)
+        return prepare
+
+    return register
+
+
+@external("its external data file 'w.bin' is missing; put it into {folder}")
+def external_file_missing(folder: Path) -> None:
+    pass
+
+
+@external("its external data file 'w.bin' is missing; put it into {folder}")
+def external_file_is_a_folder(folder: Path) -> None:
+    (folder / "w.bin").mkdir()
+
+
+@external("it names no external data file", {})
+def external_without_location(folder: Path) -> None:
+    pass
+
+
+@external("its external data '{outside}' points outside the model's folder", {"location": "OUTSIDE"})
+def external_absolute(folder: Path) -> None:
+    (folder.parent / "w.bin").write_bytes(b"\x00" * 16)
+
+
+@external("its external data '../w.bin' points outside the model's folder", {"location": "../w.bin"})
+def external_parent(folder: Path) -> None:
+    (folder.parent / "w.bin").write_bytes(b"\x00" * 16)
+
+
+@external("its external data 'a/../../w.bin' points outside the model's folder", {"location": "a/../../w.bin"})
+def external_parent_in_the_middle(folder: Path) -> None:
+    (folder.parent / "w.bin").write_bytes(b"\x00" * 16)
+
+
+@external("its external data 'w.bin' is a link that leaves the model's folder; copy the file into the folder")
+def external_link_out(folder: Path) -> None:
+    (folder.parent / "w.bin").write_bytes(b"\x00" * 16)
+    (folder / "w.bin").symlink_to(folder.parent / "w.bin")
+
+
+@external(
+    "its external data 'sub/w.bin' is a link that leaves the model's folder; copy the file into the folder",
+    {"location": "sub/w.bin"},
+)
+def external_folder_link_out(folder: Path) -> None:
+    (folder.parent / "elsewhere").mkdir()
+    (folder.parent / "elsewhere" / "w.bin").write_bytes(b"\x00" * 16)
+    (folder / "sub").symlink_to(folder.parent / "elsewhere")
+
+
+@external("its external data 'w.bin' is a hard link, which may name a file outside the model's folder; copy the file")
+def external_hard_link(folder: Path) -> None:
+    (folder.parent / "w.bin").write_bytes(b"\x00" * 16)
+    os.link(folder.parent / "w.bin", folder / "w.bin")
+
+
+@external("its external data ends 6 bytes before the tensor does")
+def external_too_short(folder: Path) -> None:
+    (folder / "w.bin").write_bytes(b"\x00" * 10)
+
+
+@external("its external data ends 8 bytes before the tensor does", {"location": "w.bin", "offset": "8"})
+def external_too_short_after_its_offset(folder: Path) -> None:
+    (folder / "w.bin").write_bytes(b"\x00" * 16)
+
+
+@external(
+    "its external data holds 12 bytes where shape [4] of FLOAT takes 16",
+    {"location": "w.bin", "offset": "0", "length": "12"},
+)
+def external_length_mismatch(folder: Path) -> None:
+    (folder / "w.bin").write_bytes(b"\x00" * 16)
+
+
+@external("its external data begins at byte -4", {"location": "w.bin", "offset": "-4"})
+def external_negative_offset(folder: Path) -> None:
+    (folder / "w.bin").write_bytes(b"\x00" * 16)
+
+
+@external("the offset or length of its external data is not a number", {"location": "w.bin", "offset": "four"})
+def external_offset_in_words(folder: Path) -> None:
+    (folder / "w.bin").write_bytes(b"\x00" * 16)
+
+
+@external("it is a string tensor with external data, which ONNX does not allow", data_type=8)
+def external_strings(folder: Path) -> None:
+    (folder / "w.bin").write_bytes(b"\x00" * 16)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_refused(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    build, sentence = CASES[name]
+    folder = tmp_path / "model"
+    folder.mkdir()
+    path = build(folder)
+    with pytest.raises(InputError) as caught:
+        load(path)
+    expected = sentence.format(file=path, folder=folder.resolve(), outside=folder.parent / "w.bin")
+    assert str(caught.value) == expected
+    assert caught.value.exit_code == 2
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_no_permission(tmp_path: Path) -> None:
+    path = write(tmp_path, RELU)
+    path.chmod(0)
+    with pytest.raises(InputError, match=r"cannot be read: permission denied$"):
+        load(path)
+
+
+def test_no_permission_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, RELU)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(onnx, "load", refuse)
+    with pytest.raises(InputError) as caught:
+        load(path)
+    assert str(caught.value) == f"{path}: cannot be read: permission denied"
