@@ -151,27 +151,29 @@ def is_unused(value: ir.Value) -> bool:
 
 
 def remove(nodes: ir.Node | Iterable[ir.Node]) -> None:
-    """Remove nodes, and every node and initializer before them that is left without a use by that."""
-    pending = [nodes] if isinstance(nodes, ir.Node) else list(nodes)
-    while pending:
-        node = pending.pop()
+    """Remove nodes whose results are not used, and every node and initializer before them that this leaves unused."""
+    for node in [nodes] if isinstance(nodes, ir.Node) else list(nodes):
         if node.graph is None or not all(is_unused(output) for output in node.outputs):
             continue
-        captured = [value for body in bodies(node) for inner in body.all_nodes() for value in inner.inputs]
-        inputs = dict.fromkeys(value for value in [*node.inputs, *captured] if value is not None)
-        for body in bodies(node):
-            for inner in list(body.all_nodes()):
-                for index in range(len(inner.inputs)):
-                    inner.replace_input_with(index, None)
+        inner = [each for body in bodies(node) for each in body.all_nodes()]
+        inputs = dict.fromkeys(value for each in [node, *inner] for value in each.inputs)
+        for each in inner:
+            for index in range(len(each.inputs)):
+                each.replace_input_with(index, None)
         node.graph.remove(node, safe=True)
-        for value in inputs:
-            producer = value.producer()
-            if not is_unused(value):
-                continue
-            if producer is not None:
-                pending.append(producer)
-            elif is_constant(value) and value.graph is not None and value.name is not None:
-                value.graph.initializers.pop(value.name)
+        prune(inputs)
+
+
+def prune(values: Iterable[ir.Value | None]) -> None:
+    """Remove the values that nothing uses: their initializers, or the nodes that compute them."""
+    for value in values:
+        if value is None or not is_unused(value):
+            continue
+        producer = value.producer()
+        if producer is not None:
+            remove(producer)
+        elif is_constant(value) and value.graph is not None and value.name is not None:
+            value.graph.initializers.pop(value.name)
 
 
 def bodies(node: ir.Node) -> list[ir.Graph]:
