@@ -3,9 +3,9 @@
     python benchmarks/cost.py REFERENCE [--target cortex-a53] [--toml]
 
 REFERENCE is a folder with ncnn_layers.csv, ncnn_measurements.csv and sbc_memory_bandwidth.csv. One efficiency per kind
-of kernel and one overhead per call are fitted, in the logarithm of time, to runs on all cores of the target's core type.
-Errors come from leaving one network (and its int8 twin) out at a time: it is predicted by a fit that has not seen it.
-What `--toml` prints stands in the targets' files.
+of kernel and one overhead per call are fitted, in the logarithm of time, to runs on all cores of the target's core
+type. Errors come from leaving one network (and its int8 twin) out at a time: it is predicted by a fit that has not seen
+it. What `--toml` prints stands in the targets' files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from optkit.arithmetic import PER_INPUT, PER_OUTPUT
-from optkit.cost import COMPUTE_KINDS, Kind, NodeCost, Work, price
+from optkit.cost import Kind, NodeCost, Work, price
 from optkit.target import Kernel, Quantity, Target, load_target
 
 CORES = {"cortex-a53": "Cortex-A53", "cortex-a72": "Cortex-A72", "cortex-a76": "Cortex-A76"}
@@ -49,7 +49,7 @@ COMMIT = "Tencent/ncnn benchmark/README.md@a4d2ea1d4422"
 
 
 def layer(row: dict[str, str], element_bytes: int, dtype: str) -> Work:
-    """Return one line of ncnn_layers.csv as work; its M are channels and its N pixels, the other way round than ours."""
+    """Return one line of ncnn_layers.csv as work; its M (channels) is our n, its N (pixels) our m."""
     number = {key: int(row[key] or 0) for key in ("in_elems", "out_elems", "macs", "weights", "bias", "ops", "groups")}
     if row["int8"] == "1":
         element_bytes, dtype = 1, "int8"
@@ -221,18 +221,23 @@ def fit(runs: Sequence[Run]) -> tuple[dict[tuple[str, str], float], float]:
 
 def kernels(efficiency: dict[tuple[str, str], float], overhead: float) -> tuple[Kernel, ...]:
     """Return fitted numbers as rows of a kernel table, rounded to what they are worth."""
-    source = f"fit of benchmarks/cost.py to {COMMIT}: ncnn's kernels"
-    table = []
+
+    def number(value: float, source: str = f"fit of benchmarks/cost.py to {COMMIT}: ncnn's kernels") -> Quantity:
+        return Quantity(value=float(f"{value:.2g}"), source=source, status="derived")
+
+    # Index arithmetic on shapes is not worth a parallel region.
+    table = [Kernel(name="indices", dtype="int64", efficiency=number(1, "a few scalars: the time is nothing"))]
     for (row, dtype), value in sorted(efficiency.items(), key=lambda i: (list(ROWS).index(i[0][0]), i[0][1])):
-        table.append(
-            Kernel(
-                name=f"{dtype}-{row}",
-                kind=ROWS[row],
-                dtype=dtype,
-                efficiency=Quantity(value=float(f"{value:.2g}"), source=source, status="derived"),
-                overhead_seconds=Quantity(value=float(f"{overhead:.2g}"), source=source, status="derived"),
+        name, kinds, cost = f"{dtype}-{row}", ROWS[row], number(overhead)
+        if row == "other":  # whatever the type: the table of layers times it in floats only
+            table.append(Kernel(name=row, efficiency=number(value), overhead_seconds=cost))
+            continue
+        table.append(Kernel(name=name, kind=kinds, dtype=dtype, efficiency=number(value), overhead_seconds=cost))
+        if dtype == "float16":
+            same = number(value, f"taken over from {name}: where there is fp16, ncnn's timings are in it")
+            table.append(
+                Kernel(name=f"float32-{row}", kind=kinds, dtype="float32", efficiency=same, overhead_seconds=cost)
             )
-        )
     return tuple(table)
 
 
@@ -285,10 +290,10 @@ def as_toml(table: Sequence[Kernel], pairs: Sequence[tuple[Run, float]]) -> str:
     for row in table:
         kinds = ", ".join(f'"{kind}"' for kind in row.kind)
         lines += ["[[kernel]]", f'name = "{row.name}"', *([f"kind = [{kinds}]"] if kinds else [])]
-        lines += [f'dtype = "{row.dtype}"']
-        for key in ("efficiency", "overhead_seconds"):
-            number = getattr(row, key)
-            lines.append(f'{key} = {{ value = {number.value:g}, source = "{number.source}", status = "derived" }}')
+        lines += [f'dtype = "{row.dtype}"'] if row.dtype else []
+        for key, number in (("efficiency", row.efficiency), ("overhead_seconds", row.overhead_seconds)):
+            if number is not None:
+                lines.append(f'{key} = {{ value = {number.value:g}, source = "{number.source}", status = "derived" }}')
     low, median, high = band(pairs)
     lines += ["", "[error_band]                      # measured / predicted time"]
     lines += [f"low = {low}", f"median = {median}", f"high = {high}", f"samples = {len(pairs)}"]
@@ -320,7 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             low, median, high = band([pair for pair in pairs if pair[0].family == family])
             print(f"    {family:22s} {low:.2f} {median:.2f} {high:.2f}")
         print("  efficiencies: " + ", ".join(f"{row.name} {row.efficiency.value:g}" for row in table))
-        print(f"  overhead per call: {table[0].overhead_seconds.value * 1e6:.3g} us" if table[0].overhead_seconds else "")
+        overhead = table[-1].overhead_seconds
+        print(f"  overhead per call: {overhead.value * 1e6:.3g} us" if overhead is not None else "")
         if options.toml:
             print(as_toml(table, pairs))
     return 0

@@ -27,6 +27,7 @@ def with_shapes(
         shapes: Shapes of the inputs by name, for those with dynamic dimensions; by default those of ``sample``.
         sample: Input values. Where shape inference cannot tell a shape and every input's is known, the model runs
             once to learn it: on ``sample``, or on random inputs, which may not take the same path through the data.
+            Of an If only the branch taken is seen, and of a Loop or Scan nothing.
 
     Raises:
         InputError: A shape contradicts the model's.
@@ -52,10 +53,15 @@ def with_shapes(
     bind_dims(bound, dims)
     _lend_constants(bound)
     infer_shapes(bound)
-    unknown = [value for node in bound.graph for value in node.outputs if value.name and static_shape(value) is None]
-    if unknown and all(static_shape(value) is not None for value in graph_inputs(bound)):
-        _observe(bound, unknown, sample)
+    if all(static_shape(value) is not None for value in graph_inputs(bound)) and _unknown(bound):
+        _observe(bound, sample)
     return bound
+
+
+def _unknown(model: ir.Model) -> list[tuple[ir.Node, int]]:
+    """Return (node, output index) of every value without a static shape, bodies included."""
+    nodes = model.graph.all_nodes()
+    return [(n, i) for n in nodes for i, v in enumerate(n.outputs) if v.name and static_shape(v) is None]
 
 
 def _lend_constants(model: ir.Model) -> None:
@@ -80,23 +86,62 @@ def _lend_constants(model: ir.Model) -> None:
                     node.replace_input_with(index, lent[value])
 
 
-def _observe(model: ir.Model, unknown: Sequence[ir.Value], sample: Mapping[str, np.ndarray] | None) -> None:
-    """Run the model once and write the shapes it computes onto the unknown values of the main graph."""
+def _observe(model: ir.Model, sample: Mapping[str, np.ndarray] | None) -> None:
+    """Run the model once and write the shapes that it computes onto the unknown values."""
     from optkit.dataset import random_samples
     from optkit.session import CannotRunError, run_with_intermediates
 
     inputs = sample if sample is not None else random_samples(model, 1)[0]
+    flat = model.clone()
     try:
-        computed = run_with_intermediates(model, inputs, [value.name or "" for value in unknown])
+        while branches := [node for node in flat.graph if node.op_type == "If" and node.domain == ""]:
+            conditions = {node: node.inputs[0] for node in branches}
+            names = [value.name or "" for value in conditions.values() if value is not None and value.producer()]
+            known = {**inputs, **run_with_intermediates(flat, inputs, names)}
+            for node, condition in conditions.items():
+                constant = condition.const_value if condition is not None else None
+                name = condition.name or "" if condition is not None else ""
+                if name not in known and constant is None:
+                    return
+                taken = known[name] if constant is None else constant.numpy()
+                _inline(node, node.attributes["then_branch" if np.all(taken) else "else_branch"].as_graph())
+        observed = {f"{node.name}::{i}": value for node in flat.graph for i, value in enumerate(node.outputs)}
+        # an If is now one Identity per output, named like the output itself
+        observed |= {node.name or "": node.outputs[0] for node in flat.graph if node.op_type == "Identity"}
+        wanted = {(n, i): observed[name] for n, i in _unknown(model) if (name := f"{n.name}::{i}") in observed}
+        computed = run_with_intermediates(flat, inputs, [value.name or "" for value in wanted.values()])
     except CannotRunError:
         return  # the shapes stay unknown, and whoever needs them says so
-    for value in unknown:
+    for (node, index), value in wanted.items():
         array = computed.get(value.name or "")
         if isinstance(array, np.ndarray):
-            value.shape = ir.Shape(array.shape)
-            if value.dtype is None:
-                value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-    infer_shapes(model)  # bodies see the shapes of what they capture
+            node.outputs[index].shape = ir.Shape(array.shape)
+            if node.outputs[index].dtype is None:
+                node.outputs[index].type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    infer_shapes(model)  # what hangs on the shapes just learned
+
+
+def _inline(node: ir.Node, branch: ir.Graph) -> None:
+    """Put a branch's nodes in the place of its If; values get names of their nodes, which are unique over bodies."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    results = list(branch.outputs)
+    branch.outputs.clear()
+    for name, value in list(branch.initializers.items()):
+        del branch.initializers[name]
+        value.name = f"{node.name}::{name}"
+        graph.register_initializer(value)
+    inner = list(branch)
+    branch.remove(inner)
+    for other in inner:
+        for index, value in enumerate(other.outputs):
+            if value.name:
+                value.name = f"{other.name}::{index}"
+    copies = [ir.Node("", "Identity", [value], name=f"{node.name}::{i}") for i, value in enumerate(results)]
+    for copy, old in zip(copies, node.outputs, strict=True):
+        copy.outputs[0].name, copy.outputs[0].type, copy.outputs[0].shape = old.name, old.type, old.shape
+    new = [copy.outputs[0] for copy in copies]
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [*inner, *copies], node.outputs, new)
 
 
 def static_shape(value: ir.Value) -> Shape | None:
