@@ -130,14 +130,16 @@ def along(vector: np.ndarray, axis: int, rank: int) -> np.ndarray:
 def scale_outputs(node: ir.Node, weight: np.ndarray, weight_index: int, scale: np.ndarray) -> np.ndarray:
     """Return the weight of ``scale * linear(x)``; ``scale`` has one number per output channel."""
     if node.op_type != "ConvTranspose":
-        return np.multiply(weight, along(scale, _weight_axis(node, weight, weight_index), weight.ndim))
+        scaled: np.ndarray = weight * along(scale, _weight_axis(node, weight, weight_index), weight.ndim)
+        return scaled
     return _scale_second(node, weight, scale)  # [C_in, C_out / group, ...]
 
 
 def scale_inputs(node: ir.Node, weight: np.ndarray, weight_index: int, scale: np.ndarray) -> np.ndarray:
     """Return the weight of ``linear(scale * x)``; ``scale`` has one number per input channel."""
     if node.op_type != "Conv":
-        return np.multiply(weight, along(scale, _inner_axis(node, weight, weight_index), weight.ndim))
+        scaled: np.ndarray = weight * along(scale, _inner_axis(node, weight, weight_index), weight.ndim)
+        return scaled
     return _scale_second(node, weight, scale)  # [C_out, C_in / group, ...]
 
 
@@ -146,13 +148,17 @@ def _scale_second(node: ir.Node, weight: np.ndarray, scale: np.ndarray) -> np.nd
     group = node.attributes.get_int("group", 1)
     grouped = weight.reshape(group, -1, *weight.shape[1:])
     factors = scale.reshape(group, 1, -1, *[1] * (weight.ndim - 2))
-    return np.multiply(grouped, factors).reshape(weight.shape)
+    scaled: np.ndarray = (grouped * factors).reshape(weight.shape)
+    return scaled
 
 
 def shift_inputs(node: ir.Node, weight: np.ndarray, weight_index: int, shift: np.ndarray) -> np.ndarray:
     """Return ``linear(x + shift) - linear(x)`` per output channel, for a linear operator that pads nothing."""
     scaled = scale_inputs(node, weight, weight_index, shift)
+    total: np.ndarray
     if node.op_type == "Conv":
-        return np.sum(scaled.reshape(len(weight), -1), axis=1)
-    total = np.sum(scaled, axis=_inner_axis(node, weight, weight_index))
-    return total * node.attributes.get_float("alpha", 1.0) if node.op_type == "Gemm" else total
+        total = scaled.reshape(len(weight), -1).sum(axis=1)
+    else:
+        total = scaled.sum(axis=_inner_axis(node, weight, weight_index))
+        total *= node.attributes.get_float("alpha", 1.0) if node.op_type == "Gemm" else 1.0
+    return total
