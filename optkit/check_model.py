@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
@@ -266,24 +267,38 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
                 yield from _reads(inner)
 
 
-def run_checker(model: ir.Model, file: Path) -> None:
+def run_checker(copy: ir.Model, file: Path) -> None:
     """Run ``onnx.checker`` on the sorted structure: weights are left out, so that any size is checked the same way.
+
+    Args:
+        copy: A copy of the model as it would be stored; changed in place.
+        file: Where it came from, for the sentence.
 
     Raises:
         InputError: The checker's sentence.
     """
-    clone = model.clone()
-    for value in [*clone.graph.inputs, *clone.graph.outputs]:
+    for value in [*copy.graph.inputs, *copy.graph.outputs]:
         if isinstance(value.type, ir.TensorType) and value.shape is None:
             value.shape = ir.Shape([])  # onnxruntime runs values of unknown rank, which the checker refuses
-    for node in clone.graph.all_nodes():
+    for value in [value for graph in copy.graphs() for value in graph.initializers.values()]:
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = _without_values(value.const_value)
+    for node in copy.graph.all_nodes():
         if node.domain == "" and node.op_type in EXPERIMENTAL_OPS:
             node.domain = "experimental"  # the checker has forgotten them
-            clone.opset_imports["experimental"] = 1
+            copy.opset_imports["experimental"] = 1
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, _without_values(attribute.value))
     try:
-        ir_passes.CheckerPass()(clone)
+        ir_passes.CheckerPass()(copy)
     except Exception as error:
         raise InputError(f"the ONNX checker refuses the graph: {innermost(error)}", where=str(file)) from error
+
+
+def _without_values(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    """Return an empty tensor of the same type: the checker would look for the file in the working directory."""
+    return ir.Tensor(np.empty(0, tensor.dtype.numpy()), dtype=tensor.dtype, name=tensor.name)
 
 
 def innermost(error: BaseException) -> str:

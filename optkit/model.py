@@ -18,6 +18,7 @@ from optkit.errors import InputError, did_you_mean
 from optkit.file_format import recognize
 
 EXTERNAL_DATA_BYTES = 1_500_000_000  # larger models are saved with external data: protobuf ends at 2 GiB
+SMALL_TENSOR_BYTES = 1024
 
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)
 
@@ -28,8 +29,7 @@ def load(path: str | Path, dims: Mapping[str, int] | None = None) -> ir.Model:
     Weights in external data stay memory-mapped. Functions are inlined, nodes are put in topological order, every
     node gets a unique name, ``Constant`` nodes become initializers, and shapes are inferred. Up to IR version 4, where
     every initializer is also listed as an input (version 3 demanded it, and exporters kept the habit), they are
-    constants and no longer inputs; elsewhere an initializer that is an input may be overridden, and stays one.
-    Nothing else changes.
+    constants and no longer inputs; elsewhere one that is an input may be overridden, and stays. No more changes.
 
     Args:
         path: The ONNX file, or a folder that holds exactly one.
@@ -69,12 +69,13 @@ def _normalize(proto: onnx.ModelProto, file: Path, dims: Mapping[str, int]) -> i
             circle = find_cycle(proto)
             raise InputError(f"the nodes feed each other in a circle: {circle}", where=str(file)) from error
     _inline_functions(model, file)
-    run_checker(model, file)
     defaults = [value for value in model.graph.inputs if value.is_initializer()]
     if model.ir_version <= 4 and len(defaults) == len(model.graph.initializers):
         for value in defaults:
             model.graph.inputs.remove(value)
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(model)
+    _read_small_tensors(model)
+    run_checker(storable(model), file)
     name_nodes(model)
     bind_dims(model, dims)
     infer_shapes(model)
@@ -88,6 +89,15 @@ def _clear_negative_dims(proto: onnx.ModelProto) -> None:
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_value < 0:
                     dim.Clear()
+
+
+def _read_small_tensors(model: ir.Model) -> None:
+    """Read external shapes, axes and scales into memory: the checker and shape inference look at their values."""
+    for value in [value for graph in model.graphs() for value in graph.initializers.values()]:
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= SMALL_TENSOR_BYTES:
+            values = tensor.numpy().copy()
+            value.const_value = ir.Tensor(values, dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
 
 
 def _inline_functions(model: ir.Model, file: Path) -> None:
@@ -116,8 +126,8 @@ def model_file(path: Path) -> Path:
         found = sorted(path.glob("*.onnx"))
         if len(found) == 1:
             return found[0]
-        what = f"the folder holds {len(found)} .onnx files" if found else "the folder holds no .onnx file"
-        raise InputError(what, where=str(path), hint="name one ONNX file")
+        count = f"{len(found)} .onnx files" if found else "no .onnx file"
+        raise InputError(f"the folder holds {count}", where=str(path), hint="name one ONNX file")
     if not path.exists():
         known = [other.name for other in path.parent.glob("*.onnx")] if path.parent.is_dir() else []
         raise InputError("no such file", where=str(path), hint=did_you_mean(path.name, known) if known else "")
@@ -164,13 +174,12 @@ def _parse(file: Path) -> onnx.ModelProto:
 
 
 def tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
-    """Yield (name, tensor) of every initializer and tensor attribute, bodies and functions included."""
+    """Yield (name, tensor) of every initializer and tensor attribute, bodies included."""
     for graph in model.graphs():
         for name, value in graph.initializers.items():
             if value.const_value is not None:
                 yield name, value.const_value
-    graphs = [model.graph, *(function.graph for function in model.functions.values())]
-    for node in (node for graph in graphs for node in graph.all_nodes()):
+    for node in model.graph.all_nodes():
         for attribute in node.attributes.values():
             owner = (node.outputs[0].name if node.outputs else None) or str(node.name)
             if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
@@ -190,10 +199,10 @@ def name_nodes(model: ir.Model) -> None:
             unnamed.append(node)
     number = 0
     for node in unnamed:
-        while f"{node.op_type}_{number}" in taken:
+        while (name := f"{node.op_type}_{number}") in taken:
             number += 1
-        node.name = f"{node.op_type}_{number}"
-        taken.add(node.name)
+        node.name = name
+        taken.add(name)
 
 
 def graph_inputs(model: ir.Model) -> list[ir.Value]:
@@ -221,20 +230,20 @@ def bind_dims(model: ir.Model, dims: Mapping[str, int]) -> None:
         return
     known = dynamic_dims(model)
     by_position = {f"{value.name}.{axis}": name for name, places in known.items() for value, axis in places}
+    sizes: dict[str, int] = {}
     for name, size in dims.items():
         symbol = name if name in known else by_position.get(name)
         if symbol is None:
             what = f"the model has no dynamic dimension '{name}'"
-            raise InputError(what, hint=did_you_mean(name, [*known, *by_position]) or "all its dimensions are fixed")
+            raise InputError(what, hint=did_you_mean(name, {*known, *by_position}) or "all its dimensions are fixed")
         if size < 1:
             raise InputError(f"dimension '{name}' cannot be {size}", hint="give a positive size")
+        if sizes.setdefault(symbol, size) != size:
+            raise InputError(f"dimension '{symbol}' cannot be both {sizes[symbol]} and {size}")
     for value in [*graph_inputs(model), *model.graph.outputs]:
-        for axis, dim in enumerate(value.shape or ()):
-            if isinstance(dim, int) or value.shape is None:
-                continue
-            size = dims.get(dim.value or "", dims.get(f"{value.name}.{axis}", 0))
-            if size:
-                value.shape = ir.Shape([size if i == axis else d for i, d in enumerate(value.shape)])
+        if value.shape is not None:
+            names = [d if isinstance(d, int) else d.value or f"{value.name}.{i}" for i, d in enumerate(value.shape)]
+            value.shape = ir.Shape([sizes.get(str(name), dim) for name, dim in zip(names, value.shape, strict=True)])
     for graph in model.graphs():
         for node in graph:
             for value in node.outputs:

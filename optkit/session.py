@@ -40,22 +40,11 @@ class Session:
     """
 
     def __init__(self, model: ir.Model | Path, *, optimize: bool = False, threads: int = 0) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # errors come back as exceptions
-        options.intra_op_num_threads = threads
-        options.enable_cpu_mem_arena = False  # the arena doubles its blocks: it would set the peak memory
-        level = ort.GraphOptimizationLevel
-        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-        for library in filter(None, os.environ.get(CUSTOM_OPS_VARIABLE, "").split(os.pathsep)):
-            try:
-                options.register_custom_ops_library(library)
-            except Exception as error:
-                what = f"the custom operator library does not load: {_first_line(error)}"
-                raise InputError(what, where=library) from error
+        options = session_options(optimize=optimize, threads=threads)
         try:
             source: str | bytes = str(model)
             if not isinstance(model, Path):
-                source, self._weights = _serialize(model)
+                source, self._weights = _serialize(model, options)
                 options.add_external_initializers(list(self._weights), list(self._weights.values()))
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class
@@ -63,23 +52,46 @@ class Session:
             raise CannotRunError(what) from error
         self.input_names = [value.name for value in self._session.get_inputs()]
         self.output_names = [value.name for value in self._session.get_outputs()]
+        self._overridable = [value.name for value in self._session.get_overridable_initializers()]
 
     def run(self, inputs: Inputs, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Run one sample and return its outputs by name.
 
         Args:
-            inputs: Arrays by input name; names the model does not have are ignored.
+            inputs: Arrays by name, for inputs and for initializers that are inputs as well; other names are ignored.
             outputs: The outputs wanted; all of them by default.
 
         Raises:
             CannotRunError: An input is missing or rejected, or a kernel fails.
         """
         names = list(outputs) if outputs is not None else self.output_names
+        taken = [name for name in (*self.input_names, *self._overridable) if name in inputs]
         try:
-            values = self._session.run(names, {name: inputs[name] for name in self.input_names if name in inputs})
+            values = self._session.run(names, {name: inputs[name] for name in taken})
         except Exception as error:
             raise CannotRunError(f"the model does not run on the given inputs: {_first_line(error)}") from error
         return dict(zip(names, values, strict=True))
+
+
+def session_options(*, optimize: bool, threads: int = 0) -> ort.SessionOptions:
+    """Return the options of every session, with the user's custom operators registered.
+
+    Raises:
+        InputError: A library named in ``$OPTKIT_CUSTOM_OPS`` does not load.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # errors come back as exceptions
+    options.intra_op_num_threads = threads
+    options.enable_cpu_mem_arena = False  # the arena doubles its blocks: it would set the peak memory
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    for library in filter(None, os.environ.get(CUSTOM_OPS_VARIABLE, "").split(os.pathsep)):
+        try:
+            options.register_custom_ops_library(library)
+        except Exception as error:
+            what = f"the custom operator library does not load: {_first_line(error)}"
+            raise InputError(what, where=library) from error
+    return options
 
 
 def run_samples(model: ir.Model | Path, samples: Iterable[Inputs], *, optimize: bool = False) -> list[Outputs]:
@@ -109,27 +121,35 @@ def with_outputs(model: ir.Model, names: Iterable[str]) -> ir.Model:
     return copy
 
 
-def _serialize(model: ir.Model) -> tuple[bytes, dict[str, ort.OrtValue]]:
-    """Return the model without its larger weights, and those weights as they lie in memory (or in a mapped file).
+def _serialize(model: ir.Model, options: ort.SessionOptions) -> tuple[bytes, dict[str, ort.OrtValue]]:
+    """Return the model without its larger weights, and those weights as they lie in memory.
 
-    onnxruntime takes them by reference, so that a session costs no second copy and no size is too large.
+    Weights in files stay there: onnxruntime maps them itself from the one folder that ``options`` can name. The others
+    are lent to it, outside the protobuf, so that no size is too large; it keeps a copy of its own.
     """
     shell = storable(model)
     weights: dict[str, ort.OrtValue] = {}
     main = shell.graph.initializers
+    folder: str | None = None
     for name, value in ((n, v) for graph in shell.graphs() for n, v in graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None:
-            continue
-        # bfloat16 and float8 have no NumPy type that onnxruntime takes, sub-byte types are packed
-        lendable = tensor.dtype.bitwidth >= 8 and tensor.numpy().dtype.kind in "fiub"
-        if main.get(name) is value and lendable and tensor.nbytes >= BY_REFERENCE_BYTES:
+        if isinstance(tensor, ir.ExternalTensor) and folder in (None, str(tensor.base_dir)):
+            folder = str(tensor.base_dir)
+        elif tensor is not None and main.get(name) is value and _lendable(tensor):
             weights[name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor.numpy()))
-            shape = ir.Shape(list(tensor.shape.numpy()))
+            shape = ir.Shape(tensor.shape.numpy())
             value.const_value = ir.ExternalTensor("weights", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
         elif isinstance(tensor, ir.ExternalTensor):
             value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=name)
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     return ir.to_proto(shell).SerializeToString(), weights
+
+
+def _lendable(tensor: ir.TensorProtocol) -> bool:
+    """Whether NumPy has the type: bfloat16 and float8 it lacks, sub-byte types are packed, strings are objects."""
+    kinds = tensor.dtype != ir.DataType.STRING and tensor.dtype.bitwidth >= 8 and tensor.nbytes >= BY_REFERENCE_BYTES
+    return kinds and tensor.numpy().dtype.kind in "fiub"
 
 
 def _first_line(error: Exception) -> str:
