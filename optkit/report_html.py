@@ -1,0 +1,341 @@
+"""The report as one HTML page: no network, readable without a script, the same bytes for the same report.
+
+Everything that comes from a model (names, operators, messages) is untrusted: it is escaped, stripped of characters that
+do not print, and cut; every list is bounded, so that a model of any size gives a page of bounded size.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from optkit import units
+
+if TYPE_CHECKING:
+    from optkit.evaluate import Evaluation
+    from optkit.report import CostSummary, CostRow, Report
+
+TOP_NODES = 25
+TOP_OPS = 16
+MOST_GROUPS = 150
+MOST_ROWS = 60  # of every other list
+LONGEST_TEXT = 160
+
+
+@dataclass(frozen=True)
+class Card:
+    """One headline figure; ``share`` is after / before, where both are known and comparable by length."""
+
+    label: str
+    after: str
+    before: str
+    change: str
+    note: str
+    share: float | None = None
+    tone: str = ""  # better | worse | ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One bar of a chart over time."""
+
+    label: str
+    seconds: float
+    nodes: int
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval as it is drawn: positions in percent of the axis (worse left), ticks with their labels."""
+
+    low: float
+    high: float
+    point: float
+    zero: float
+    ticks: tuple[tuple[float, str], ...]
+    words: str
+
+
+def render_html(report: Report) -> bytes:
+    """Return the report as one self-contained UTF-8 page, below 1.5 MB for a model of any size."""
+    folder = resources.files("optkit") / "templates" / "report"
+    style = (folder / "style.css").read_text(encoding="utf-8")
+    script = (folder / "table.js").read_text(encoding="utf-8")
+    environment = Environment(
+        loader=PackageLoader("optkit", "templates/report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters.update(
+        size=units.size,
+        count=units.count,
+        duration=units.duration,
+        energy=units.energy,
+        decibel=units.decibel,
+        share=units.share,
+        small=units.small,
+        log_width=log_width,
+        clip=clip,
+        tail=tail,
+        unbroken=unbroken,
+    )
+    page = environment.get_template("report.html.j2").render(
+        report=report,
+        style=Markup(style),
+        script=Markup(script),
+        script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        headline=headline(report),
+        cards=cards(report),
+        accuracy=[(item, metric(item, item.reference), metric(item, item.candidate)) for item in report.accuracy],
+        interval=interval,
+        metric_label=metric_label,
+        nodes=slowest(report.cost),
+        ops=by_op_type(report.cost),
+        bounds=by_bound(report.cost),
+        dtypes=dtypes(report.source.bytes_by_dtype, report.compiled.bytes_by_dtype),
+        remarks={kind: [g for g in report.remarks if g.kind == kind] for kind in ("missed", "applied")},
+        most_groups=MOST_GROUPS,
+        most_rows=MOST_ROWS,
+        precise=precise,
+        gate_figure=gate_figure,
+    )
+    return page.encode("utf-8")
+
+
+def clip(text: object, limit: int = LONGEST_TEXT) -> str:
+    """Return untrusted text with what does not print replaced, and its middle left out where it is too long."""
+    text = str(text)
+    if len(text) > limit:
+        text = f"{text[: limit // 2]}…{text[-(limit // 2 - 1) :]}"
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def tail(text: object, limit: int) -> str:
+    """Return untrusted text like `clip`, its end kept: the end of a node's path tells it from its neighbours."""
+    text = str(text)
+    if len(text) <= limit:
+        return clip(text)
+    end = text[1 - limit :]
+    whole = re.search(r"[/.].{16,}", end)  # begin at a part of the path, where that leaves enough
+    return clip(f"…{whole.group() if whole else end}")
+
+
+def unbroken(text: str) -> str:
+    """Return text in which a number and its unit stay on one line."""
+    return re.sub(r"(?<=\d) (?=(%|[KMG]?B|[mµ]?[sJ]|dB|[kMG])(?![\w]))", "\N{NO-BREAK SPACE}", text)
+
+
+def headline(report: Report) -> tuple[str, ...]:
+    """Return the result in plain words: size, predicted time, accuracy, one clause each."""
+    before, after = units.size(report.source_bytes), units.size(report.artifact_bytes)
+    change = ratio(report.source_bytes, report.artifact_bytes, "smaller", "larger") or "the same size"
+    clauses = [f"{change} ({before} → {after})", f"{report.cost.tag} {units.duration(report.cost.seconds)}"]
+    if report.cost.low_seconds is not None and report.cost.high_seconds is not None:
+        clauses[1] += f" ({spread(report.cost)})"
+    if report.accuracy:
+        clauses.append(in_words(report.accuracy[0]))
+    elif report.executions:
+        fidelity = report.executions[0].fidelity
+        if fidelity.top1_agreement is not None:
+            clauses.append(f"same top-1 as the original on {units.share(fidelity.top1_agreement)} of the rows")
+        else:
+            clauses.append(f"SQNR against the original {units.decibel(fidelity.sqnr_db)}")
+        clauses.append("accuracy not measured")
+    return tuple(clauses)
+
+
+def cards(report: Report) -> list[Card]:
+    """Return size, accuracy (or agreement), latency, memory and energy, before and after."""
+    old, new = report.cost_before, report.cost
+    rows = [
+        _card(
+            "Size", report.source_bytes, report.artifact_bytes, units.size, "smaller", "larger", "what the device loads"
+        ),
+        _accuracy_card(report),
+        _card("Latency", old.seconds, new.seconds, units.duration, "faster", "slower", _time_note(new)),
+        _card(
+            "Peak activations",
+            old.peak_activation_bytes,
+            new.peak_activation_bytes,
+            units.size,
+            "less",
+            "more",
+            "planned arena, without weights",
+        ),
+    ]
+    if new.joules is not None:
+        rows.append(_card("Energy", old.joules, new.joules, units.energy, "less", "more", f"per run, {new.tag}"))
+    return rows
+
+
+def _card(label: str, before: float | None, after: float, show: Any, less: str, more: str, note: str) -> Card:
+    if not before or not after:
+        return Card(label, show(after), show(before), "", note)
+    tone = "better" if after < 0.95 * before else "worse" if after > 1.05 * before else ""
+    change = ratio(before, after, less, more) or "unchanged"
+    return Card(label, show(after), show(before), change, note, after / before, tone)
+
+
+def _accuracy_card(report: Report) -> Card:
+    if report.accuracy:
+        first = report.accuracy[0]
+        after, before = metric(first, first.candidate), metric(first, first.reference)
+        return Card(f"Accuracy, {metric_label(first)}", after, before, verdict(first), f"on {first.n} samples")
+    if not report.executions:
+        return Card("Accuracy", "unknown", units.MISSING, "", "the package was not run")
+    fidelity = report.executions[0].fidelity
+    note = f"on {fidelity.samples} samples, no labels given"
+    if fidelity.top1_agreement is not None:
+        return Card("Top-1 agreement", units.share(fidelity.top1_agreement), "", "with the original", note)
+    return Card("SQNR", units.decibel(fidelity.sqnr_db), "", "against the original", note)
+
+
+def _time_note(cost: CostSummary) -> str:
+    return cost.tag if cost.low_seconds is None else f"{cost.tag}, {spread(cost)}"
+
+
+def ratio(before: float, after: float, less: str, more: str) -> str:
+    """Return ``4.1× smaller`` or ``1.3× larger``; empty within 5 %."""
+    if not before or not after or 0.95 <= after / before <= 1.05:
+        return ""
+    return f"{before / after:.1f}× {less}" if after < before else f"{after / before:.1f}× {more}"
+
+
+def spread(cost: CostSummary) -> str:
+    """Return the error band of a predicted time, ``0.9–2.1 ms``, the unit once where it is the same."""
+    low, high = units.duration(cost.low_seconds), units.duration(cost.high_seconds)
+    return f"{low.split()[0]}–{high}" if low.split()[-1] == high.split()[-1] else f"{low} – {high}"
+
+
+def in_words(evaluation: Evaluation) -> str:
+    """Return a metric before and after, on how many samples, and whether the difference can be told from chance."""
+    before, after = metric(evaluation, evaluation.reference), metric(evaluation, evaluation.candidate)
+    return f"{metric_label(evaluation)} {before} → {after} on {evaluation.n} samples, {verdict(evaluation)}"
+
+
+def verdict(evaluation: Evaluation) -> str:
+    """Say whether the difference of two metrics can be told from chance at this sample size."""
+    return "a distinguishable difference" if evaluation.distinguishable else "not distinguishable"
+
+
+def slowest(cost: CostSummary) -> tuple[list[CostRow], Row | None]:
+    """Return the slowest priced nodes, and the sum of all others."""
+    priced = sorted((node for node in cost.nodes if node.seconds is not None), key=lambda n: -(n.seconds or 0.0))
+    rest = priced[TOP_NODES:]
+    return priced[:TOP_NODES], _sum("all others", rest) if rest else None
+
+
+def by_op_type(cost: CostSummary) -> list[Row]:
+    """Return time by operator, slowest first, what is left over summed in the last row."""
+    groups: dict[str, list[CostRow]] = {}
+    for node in cost.nodes:
+        if node.seconds is not None:
+            groups.setdefault(node.op_type, []).append(node)
+    rows = sorted((_sum(op_type, nodes) for op_type, nodes in groups.items()), key=lambda row: -row.seconds)
+    rest = {row.label for row in rows[TOP_OPS:]}
+    return rows[:TOP_OPS] + (
+        [_sum(f"{len(rest)} others", [node for op in sorted(rest) for node in groups[op]])] if rest else []
+    )
+
+
+def by_bound(cost: CostSummary) -> list[tuple[str, float]]:
+    """Return the share of the time that is bound by compute, memory and overhead."""
+    total = sum(node.seconds or 0.0 for node in cost.nodes)
+    sums = [(bound, sum(n.seconds or 0.0 for n in cost.nodes if n.bound == bound)) for bound in _BOUNDS]
+    return [(bound, seconds / total) for bound, seconds in sums if seconds]
+
+
+_BOUNDS = ("compute", "memory", "overhead")
+
+
+def _sum(label: str, nodes: Sequence[CostRow]) -> Row:
+    return Row(
+        label,
+        sum(node.seconds or 0.0 for node in nodes),
+        len(nodes),
+        sum(node.macs for node in nodes),
+        sum(node.weight_bytes + node.activation_bytes for node in nodes),
+    )
+
+
+def dtypes(before: Mapping[str, int], after: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    """Return (dtype, bytes before, bytes after), the largest first."""
+    names = sorted({*before, *after}, key=lambda name: (-before.get(name, 0) - after.get(name, 0), name))
+    return [(name, before.get(name, 0), after.get(name, 0)) for name in names]
+
+
+def log_width(change: float | None) -> float:
+    """Return the length of an error's bar in percent: one tenth of the width per power of ten, from 1e-9 to 10."""
+    if not change:
+        return 0.0
+    return 100.0 if math.isinf(change) else min(100.0, max(1.0, 10 * (math.log10(change) + 9)))
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Return three to seven round numbers within [low, high]."""
+    step = 10 ** math.floor(math.log10((high - low) / 2))
+    step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [number * step for number in range(first, last + 1)]
+
+
+def precise(items: Iterable[tuple[str, object]]) -> str:
+    """Return options as ``name = value``, in one line, the values as JSON writes them."""
+    return ", ".join(f"{name} = {json.dumps(value)}" for name, value in items)
+
+
+def metric(evaluation: Evaluation, value: float) -> str:
+    """Return a metric's value: in percent where it is a share."""
+    return units.share(value) if is_share(evaluation) else f"{value:.4g}"
+
+
+def is_share(evaluation: Evaluation) -> bool:
+    """Whether the metric is a share, of samples or of labels, by the names that `optkit.metrics` gives."""
+    return evaluation.metric.startswith(("top", "f1"))
+
+
+def metric_label(evaluation: Evaluation) -> str:
+    """Return ``top-1`` for ``top1``; other metrics are called what they are called."""
+    return re.sub(r"^top(\d+)", r"top-\1", clip(evaluation.metric, 60))
+
+
+def interval(evaluation: Evaluation) -> Interval | None:
+    """Return the gain or loss with its interval as it is drawn, zero always on the axis; None if it is not finite."""
+    scale, unit = (100.0, " points") if is_share(evaluation) else (1.0, "")
+    gain, low, high = (-scale * number for number in (evaluation.drop, evaluation.interval[1], evaluation.interval[0]))
+    if not all(math.isfinite(number) for number in (gain, low, high)):
+        return None
+    left, right = min(low, gain, 0.0), max(high, gain, 0.0)
+    margin = 0.12 * (right - left) or abs(scale * evaluation.reference) / 100 or 1.0
+    left, right = left - margin, right + margin
+
+    def place(number: float) -> float:
+        return 100 * (number - left) / (right - left)
+
+    marks = tuple(
+        (place(number), f"{number:+.4g}" if abs(number) > 1e-9 * margin else "0") for number in ticks(left, right)
+    )
+    loss = f"{abs(gain):.3g}{unit} {'worse' if gain < 0 else 'better'}" if gain else "No difference"
+    words = f"{loss}, 95 % interval from {low:+.3g} to {high:+.3g}{unit}. Worse is to the left, better to the right."
+    return Interval(place(low), place(high), place(gain), place(0.0), marks, words)
+
+
+def gate_figure(name: str, value: float | None) -> str:
+    """Return a gate's limit or what was reached, in the unit of that gate."""
+    if value is None:
+        return "not known"
+    return {"latency": units.duration, "drop": lambda drop: f"{drop:.4g}"}.get(name, units.size)(value)
