@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from optkit.check_model import EXPERIMENTAL_OPS
 from optkit.graph import NO_LIMIT, add_constant, argument, ints, names, opset, unique
+from optkit.model import infer_shapes
 from optkit.pipeline import Context, Effect, Pass
 
 Steps = list[tuple[str, tuple[np.ndarray, ...]]]  # operators applied one after the other, with their constants
@@ -31,21 +32,33 @@ class LowerExperimentalOps(Pass):
     effect: ClassVar[Effect] = Effect.reassociate(1e-5)
 
     def run(self, model: ir.Model, context: Context) -> None:
-        """Rewrite node by node, bodies included."""
+        """Rewrite node by node, bodies included; each round of shape inference reaches the next of them."""
         taken = names(model)
-        for graph in list(model.graphs()):
-            for node in list(graph):
-                if node.domain or node.op_type not in EXPERIMENTAL_OPS:
-                    continue
-                removed = node.op_type
-                reason = _slice(node, opset(model), taken) if removed in ("Crop", "DynamicSlice") else None
-                if reason is None:
-                    steps = _steps(node)
-                    reason = steps if isinstance(steps, str) else _write(node, steps, taken)
+        pending = [node for node in model.graph.all_nodes() if node.domain == "" and node.op_type in EXPERIMENTAL_OPS]
+        lowered = True
+        while lowered:
+            reasons = {}
+            lowered = False
+            for node in pending:
+                removed, reason = node.op_type, _lower(node, opset(model), taken)
                 if reason:
-                    context.missed(node, reason)
+                    reasons[node] = reason
                 else:
+                    lowered = True
                     context.applied(node, f"replaced {removed}, which ONNX no longer has")
+            pending = list(reasons)
+            if lowered:
+                infer_shapes(model)
+        for node, reason in reasons.items():
+            context.missed(node, reason)
+
+
+def _lower(node: ir.Node, version: int, taken: set[str]) -> str:
+    """Rewrite one node, or say why not."""
+    if node.op_type in ("Crop", "DynamicSlice"):
+        return _slice(node, version, taken)
+    steps = _steps(node)
+    return steps if isinstance(steps, str) else _write(node, steps, taken)
 
 
 def _steps(node: ir.Node) -> Steps | str:
