@@ -1,0 +1,116 @@
+"""The main command: compile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optkit.cli.app import app
+from optkit.cli.options import (
+    Dims,
+    Executor,
+    Json,
+    ModelPath,
+    Precision,
+    Preprocess,
+    parse_bytes,
+    parse_dims,
+    parse_seconds,
+    parse_set,
+    parse_share,
+)
+from optkit.errors import GateError, InputError
+
+
+@app.command()
+def compile(  # noqa: A001  # the command's name
+    model: ModelPath,
+    target: Annotated[
+        list[str], typer.Option("--target", "-t", metavar="TARGET", help="A name, a .toml file, or name:key=value,...")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder to write; MODEL-TARGET by default.")
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help=".npz, folder of .npy or images, module:function, or random; DATA[:100]."),
+    ] = None,
+    evaluation: Annotated[
+        str | None, typer.Option("--eval", metavar="DATA", help="Labelled data to measure accuracy on.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="WHERE", help="Labels of --eval: a key, file.csv[:column] or file.npy.")
+    ] = None,
+    preprocess: Preprocess = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="top1, top5, f1, mse, psnr, nll, perplexity, NAME:next, module:function."),
+    ] = None,
+    precision: Precision = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="TOML", help="Passes, options and rules to use instead of the target's.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Set an option of a pass; repeatable."),
+    ] = None,
+    dim: Dims = None,
+    max_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Fail above it, for instance 8MB.")] = None,
+    max_latency: Annotated[str | None, typer.Option(metavar="TIME", help="Fail above it, for instance 30ms.")] = None,
+    max_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Fail above it, for instance 64MB.")] = None,
+    max_drop: Annotated[str | None, typer.Option(metavar="SHARE", help="Fail above it, for instance 1%.")] = None,
+    executor: Executor = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a package that is already there.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail on a pass that changes the model without saying so.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Compile a model for a device: rewrite, quantize, verify, package, and report what it costs there."""
+    from optkit.cli import report as printed
+    from optkit.cli import show
+    from optkit.compile import compile as run
+    from optkit.summary import Gates
+
+    gates = Gates(
+        parse_bytes(max_size, "--max-size"),
+        parse_seconds(max_latency, "--max-latency"),
+        parse_bytes(max_memory, "--max-memory"),
+        parse_share(max_drop, "--max-drop"),
+    )
+    if gates.max_drop is not None and evaluation is None:
+        raise InputError("--max-drop needs labelled data", hint="pass --eval DATA")
+    reports = []
+    for number, name in enumerate(target):
+        goal = output
+        if output is not None and len(target) > 1:
+            goal = output / Path(name.partition(":")[0]).stem
+        report = run(
+            model,
+            target=name,
+            output=goal,
+            precision=precision,
+            recipe=recipe,
+            options=parse_set(option),
+            calibration=calibration,
+            evaluation=evaluation,
+            preprocess=preprocess,
+            labels=labels,
+            metrics=tuple(metric or ()),
+            dims=parse_dims(dim),
+            gates=gates,
+            executor=executor,
+            overwrite=overwrite,
+            strict=strict,
+            track=show.track,
+        )
+        reports.append(report)
+        if not json:
+            printed.report(report, goal or Path(report.package), first=number == 0)
+    if json:
+        show.print_json(reports[0].to_dict() if len(reports) == 1 else [report.to_dict() for report in reports])
+    missed = [f"{r.target}: {gate.name}" for r in reports for gate in r.gates if not gate.met]
+    if missed:
+        raise GateError(f"not within the limit: {', '.join(missed)}", hint="the package is written all the same")

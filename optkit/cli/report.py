@@ -1,0 +1,142 @@
+"""The report of a compilation in a terminal: what a person wants to know, in the order in which they ask."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+from rich.markup import escape
+
+from optkit.cli.render import LONGEST, cost_line
+from optkit.cli.show import console, table
+from optkit.report import Report
+from optkit.units import count, decibel, duration, share, size, small
+
+SLOWEST = 5
+
+
+def report(found: Report, goal: Path, *, first: bool = True) -> None:
+    """Print a report.
+
+    Args:
+        found: The report.
+        goal: Where the package is.
+        first: False sets a rule before it, for the second and later targets of one call.
+    """
+    if not first:
+        console.rule()
+    console.print(f"[bold]{escape(found.model)}[/bold] for [bold]{found.target}[/bold], {found.precision}")
+    for notice in found.notices:
+        console.print(f"[yellow]{escape(notice)}[/yellow]")
+    before, after = found.cost_before, found.cost
+    memory = [c.weight_bytes + c.peak_activation_bytes for c in (before, after)]
+    rows = [
+        (
+            "size",
+            size(found.source_bytes),
+            size(found.artifact_bytes),
+            _ratio(found.source_bytes, found.artifact_bytes),
+        ),
+        ("time of one run", duration(before.seconds), cost_line(after), _ratio(before.seconds, after.seconds)),
+        ("weights and activations", size(memory[0]), size(memory[1]), _ratio(memory[0], memory[1])),
+        (
+            "activations moved",
+            size(before.activation_bytes),
+            size(after.activation_bytes),
+            _ratio(before.activation_bytes, after.activation_bytes),
+        ),
+        ("nodes", str(found.source.nodes), str(found.compiled.nodes), ""),
+    ]
+    console.print(table("", ("", "before", "after", ""), rows, right=(1,)))
+    done = f"{share(found.coverage.weights)} of weights and {share(found.coverage.macs)} of MACs in 8 bits"
+    console.print(f"\n{done}; {count(after.macs)} MACs")
+    _accuracy(found)
+    _passes(found)
+    _slowest(found)
+    _remarks(found)
+    for gate in found.gates:
+        state = "[green]met[/green]" if gate.met else "[red]not met[/red]"
+        actual = "unknown" if gate.actual is None else f"{gate.actual:g}"
+        console.print(f"limit on {gate.name}: {gate.limit:g}, reached {actual}: {state}")
+    console.print(f"\nwritten: [bold]{escape(str(goal))}[/bold]  (report.html for the whole story)")
+
+
+def _ratio(before: float, after: float) -> str:
+    return (
+        f"{before / after:.2f}x less" if after and before > after else (f"{after / before:.2f}x more" if before else "")
+    )
+
+
+def _accuracy(found: Report) -> None:
+    rows = []
+    for run in found.executions:
+        fidelity = run.fidelity
+        agreement = "-" if fidelity.top1_agreement is None else share(fidelity.top1_agreement)
+        rows.append(
+            (
+                escape(run.executor),
+                run.kind,
+                decibel(fidelity.sqnr_db),
+                f"{fidelity.cosine:.5f}",
+                agreement,
+                fidelity.samples,
+            )
+        )
+    if rows:
+        columns = ("ran on", "", "SQNR", "cosine", "top-1 agrees", "samples")
+        console.print(table("\nAgainst the original", columns, rows, right=(2, 3, 4, 5)))
+    for run in found.executions:
+        for measured in run.accuracy:
+            low, high = measured.interval
+            verdict = "" if measured.distinguishable else ": not distinguishable from no change"
+            values = f"{measured.metric} {measured.reference:.4f} -> {measured.candidate:.4f}"
+            interval = f"drop {measured.drop:.4f}, 95 % interval {low:.4f} to {high:.4f}"
+            console.print(f"{values} ({run.kind}, n = {measured.n}), {interval}{verdict}")
+
+
+def _passes(found: Report) -> None:
+    rows = [
+        (
+            step.pass_name,
+            step.effect.kind,
+            step.applied,
+            step.missed,
+            f"{step.nodes_before} -> {step.nodes_after}",
+            "-" if step.change is None else small(step.change),
+            "-" if step.fidelity is None else decibel(step.fidelity.sqnr_db),
+        )
+        for step in found.steps
+        if step.applied or step.missed
+    ]
+    columns = ("pass", "effect", "applied", "missed", "nodes", "change", "SQNR after")
+    console.print(table("\nPasses", columns, rows, right=(2, 3, 4, 5, 6)))
+
+
+def _slowest(found: Report) -> None:
+    ranked = sorted((n for n in found.cost.nodes if n.seconds), key=lambda node: -(node.seconds or 0.0))
+    rows = [
+        (
+            escape(n.name),
+            escape(n.op_type),
+            n.dtype,
+            duration(n.seconds),
+            share((n.seconds or 0) / found.cost.seconds),
+            n.bound,
+        )
+        for n in ranked[:SLOWEST]
+    ]
+    if rows:
+        console.print(
+            table("\nWhere the time goes", ("node", "op", "in", "time", "share", "bound"), rows, right=(3, 4))
+        )
+    for operator, number in found.cost.unpriced.items():
+        console.print(f"not priced: {escape(operator)} ({number}x)")
+
+
+def _remarks(found: Report) -> None:
+    missed = [group for group in found.remarks if group.kind == "missed"]
+    rows = [(group.count, group.pass_name, escape(group.message)) for group in islice(missed, LONGEST)]
+    if rows:
+        console.print(table("\nLeft alone, and why", ("nodes", "pass", "reason"), rows, right=(0,)))
+    if len(missed) > LONGEST:
+        console.print(f"and {len(missed) - LONGEST} more reasons ('optkit explain' and report.html have all)")

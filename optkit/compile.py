@@ -1,0 +1,137 @@
+"""The main job: load, rewrite, package, verify, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optkit import plugins
+from optkit.artifact import Provenance, seal_package, write_remarks
+from optkit.assess import assess, choose_executors
+from optkit.checking import require_static
+from optkit.dataset import Samples, random_samples, read_samples
+from optkit.model import load, model_file, source_files, source_sha256
+from optkit.pipeline import Context, Pipeline
+from optkit.recipe import Recipe, apply_rules, build_passes, digest, lock, read_recipe
+from optkit.report import Report
+from optkit.report_html import render_html
+from optkit.summary import Gates, summarize
+from optkit.target import Target, load_target
+from optkit.write import write_package
+
+Data = str | Path | Mapping[str, Any] | Iterable[Mapping[str, np.ndarray]] | Samples
+VERIFICATION_SAMPLES = 2  # run after every pass
+
+
+def compile(
+    model: str | Path,
+    *,
+    target: str | Target,
+    output: str | Path | None = None,
+    precision: str | None = None,
+    recipe: str | Path | Recipe | None = None,
+    options: Mapping[str, Any] | None = None,
+    calibration: Data | None = None,
+    evaluation: Data | None = None,
+    preprocess: str | Path | None = None,
+    labels: str | None = None,
+    metrics: Sequence[str] = (),
+    dims: Mapping[str, int] | None = None,
+    gates: Gates | None = None,
+    executor: str | None = None,
+    overwrite: bool = False,
+    strict: bool = False,
+    track: Callable[..., Any] | None = None,
+) -> Report:
+    """Compile a model for a device into a package, and return the report that the command line prints.
+
+    Args:
+        model: The ONNX file, or a folder that holds one.
+        target: A target's name, TOML file or ``name:key=value`` form, or a loaded target.
+        output: The folder to write; ``<model>-<target>`` in the working directory by default.
+        precision: For instance ``w8a8`` or ``fp32``; the recipe's, else the target's default.
+        recipe: A recipe, or its file, with passes and rules of its own.
+        options: Options of passes, as ``{"pass-name.option": value}``.
+        calibration: Calibration data in any form that `optkit.dataset.read_samples` takes.
+        evaluation: Labelled data to measure accuracy on, in the same forms.
+        preprocess: How images become inputs (a TOML file), for data that does not say so itself.
+        labels: Where the labels of ``evaluation`` are, if not where they are looked for.
+        metrics: Metrics by name; the one that suits the labels by default.
+        dims: Sizes for dynamic dimensions.
+        gates: Limits on size, latency, memory and accuracy that the result is held against.
+        executor: ``native``, ``emulated`` or ``simulated``; every available one by default.
+        overwrite: Replace a package that is already there.
+        strict: Fail on a pass that changes the model without a remark.
+        track: Wraps iterables in a progress display: ``track(items, description, total)``.
+
+    Returns:
+        The report; its ``package`` names the folder.
+
+    Raises:
+        InputError: Something given cannot be used.
+        VerificationError: A pass or the package does not agree with the original; nothing is written.
+        MissingDependencyError: The executor that was asked for is not installed.
+    """
+    path = model_file(Path(model))
+    device = target if isinstance(target, Target) else load_target(target)
+    wanted = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe)) if recipe else Recipe()
+    precision = precision or wanted.precision or device.default_precision
+    passes = build_passes(device.recipe_for(precision) if wanted.passes is None else wanted.passes, options)
+    toolchain = plugins.packager(device.packager)
+    executors = choose_executors(toolchain.executors(device), executor)
+
+    original = load(path, dims)
+    require_static(original, device)
+    context = Context(device)
+    if track is not None:
+        context.track = track
+    if calibration is not None:
+        context.calibration = read_samples(calibration, original, preprocess=preprocess)
+    samples = context.calibration
+    if evaluation is not None:
+        samples = read_samples(evaluation, original, preprocess=preprocess, labels=labels)
+    if samples is None:
+        samples = random_samples(original, VERIFICATION_SAMPLES)
+
+    compiled = original.clone()
+    apply_rules(compiled, wanted.rules, device)
+    result = Pipeline(passes, strict=strict).run(compiled, context, list(samples[:VERIFICATION_SAMPLES]))
+
+    goal = Path(output) if output is not None else Path(f"{path.stem}-{device.name}")
+    sha256 = source_sha256(path)
+
+    def build(folder: Path) -> Report:
+        artifact = toolchain.package(compiled, device, folder)
+        assessment = assess(original, artifact, executors, samples, context, metrics)
+        report = summarize(
+            name=path.name,
+            sha256=sha256,
+            source_bytes=sum(file.stat().st_size for file in source_files(path)),
+            artifact_bytes=sum((folder / file).stat().st_size for file in artifact.files),
+            package=goal.name,
+            target=device,
+            precision=precision,
+            original=original,
+            compiled=compiled,
+            context=context,
+            result=result,
+            assessment=assessment,
+            gates=gates or Gates(),
+            sample=samples[0],
+        )
+        locked = lock(wanted, passes, device, precision, {"model": path.name, "model_sha256": sha256})
+        files = {
+            "report.json": report.to_json(),
+            "report.html": render_html(report),
+            "remarks.jsonl": write_remarks(context.remarks),
+            "recipe.lock.toml": locked,
+        }
+        ran = "; ".join(execution.executor for execution in report.executions) or "nothing: it does not run here"
+        provenance = Provenance(path.name, sha256, device.name, device.packager, precision, digest(locked), ran)
+        seal_package(folder, artifact, files, provenance)
+        return report
+
+    return write_package(goal, build, overwrite=overwrite)
