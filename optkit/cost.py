@@ -9,7 +9,7 @@ a prediction and is tagged so.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from optkit.target import Kernel, Target
@@ -23,7 +23,6 @@ Kind = Literal[
     "conv", "conv1x1", "conv3x3", "grouped", "depthwise", "gemm",
     "elementwise", "normalization", "reduction", "pooling", "movement", "view",
 ]  # fmt: skip
-COMPUTE_KINDS: tuple[Kind, ...] = ("conv", "conv1x1", "conv3x3", "grouped", "depthwise", "gemm")
 
 # Share of the peak where no row of the target's kernel table matches: the middle of what tuned CPU kernels reach (0.2
 # for depthwise, 0.8 for large GEMM). A node priced with it says so.
@@ -186,8 +185,6 @@ def price(work: Work, target: Target) -> NodeCost | Work:
     is used once before the others evict it. Activations are taken to stay in the last cache, where the work before
     left them, as long as this work's inputs and outputs fit in it together; else both go through main memory.
     """
-    from dataclasses import replace
-
     if work.unpriced:
         return work
     peak, stand_in = _peak(work.dtype, target)

@@ -45,9 +45,8 @@ def bytes_by_dtype(model: ir.Model) -> dict[str, int]:
     """Return the bytes of all stored constants by element type, largest first; tied tensors count once."""
     sums: dict[str, int] = {}
     for tensor in {id(tensor): tensor for _, tensor in tensors(model)}.values():
-        name = tensor.dtype.name.lower().replace("float", "float32") if tensor.dtype == ir.DataType.FLOAT else ""
-        name = name or _dtype_name(tensor.dtype)
         if tensor.dtype != ir.DataType.STRING:
+            name = _dtype_name(tensor.dtype)
             sums[name] = sums.get(name, 0) + tensor.nbytes
     return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0])))
 
