@@ -9,9 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -20,16 +19,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from optkit import units
+from optkit.report_charts import by_bound, by_op_type, dtypes, interval, is_share, log_width, slowest
 
 if TYPE_CHECKING:
     from optkit.evaluate import Evaluation
-    from optkit.report import CostSummary, CostRow, Report
+    from optkit.report import CostSummary, Report
 
-TOP_NODES = 25
-TOP_OPS = 16
 MOST_GROUPS = 150
 MOST_ROWS = 60  # of every other list
 LONGEST_TEXT = 160
+
+
+TIMES, TO = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
@@ -43,29 +44,6 @@ class Card:
     note: str
     share: float | None = None
     tone: str = ""  # better | worse | ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One bar of a chart over time."""
-
-    label: str
-    seconds: float
-    nodes: int
-    macs: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A confidence interval as it is drawn: positions in percent of the axis (worse left), ticks with their labels."""
-
-    low: float
-    high: float
-    point: float
-    zero: float
-    ticks: tuple[tuple[float, str], ...]
-    words: str
 
 
 def render_html(report: Report) -> bytes:
@@ -209,16 +187,16 @@ def _time_note(cost: CostSummary) -> str:
 
 
 def ratio(before: float, after: float, less: str, more: str) -> str:
-    """Return ``4.1× smaller`` or ``1.3× larger``; empty within 5 %."""
+    """Return how many times ``less`` or ``more`` the later figure is; empty within 5 %."""
     if not before or not after or 0.95 <= after / before <= 1.05:
         return ""
-    return f"{before / after:.1f}× {less}" if after < before else f"{after / before:.1f}× {more}"
+    return f"{before / after:.1f}{TIMES} {less}" if after < before else f"{after / before:.1f}{TIMES} {more}"
 
 
 def spread(cost: CostSummary) -> str:
-    """Return the error band of a predicted time, ``0.9–2.1 ms``, the unit once where it is the same."""
+    """Return the error band of a predicted time, the unit once where it is the same."""
     low, high = units.duration(cost.low_seconds), units.duration(cost.high_seconds)
-    return f"{low.split()[0]}–{high}" if low.split()[-1] == high.split()[-1] else f"{low} – {high}"
+    return f"{low.split()[0]}{TO}{high}" if low.split()[-1] == high.split()[-1] else f"{low} {TO} {high}"
 
 
 def in_words(evaluation: Evaluation) -> str:
@@ -232,67 +210,6 @@ def verdict(evaluation: Evaluation) -> str:
     return "a distinguishable difference" if evaluation.distinguishable else "not distinguishable"
 
 
-def slowest(cost: CostSummary) -> tuple[list[CostRow], Row | None]:
-    """Return the slowest priced nodes, and the sum of all others."""
-    priced = sorted((node for node in cost.nodes if node.seconds is not None), key=lambda n: -(n.seconds or 0.0))
-    rest = priced[TOP_NODES:]
-    return priced[:TOP_NODES], _sum("all others", rest) if rest else None
-
-
-def by_op_type(cost: CostSummary) -> list[Row]:
-    """Return time by operator, slowest first, what is left over summed in the last row."""
-    groups: dict[str, list[CostRow]] = {}
-    for node in cost.nodes:
-        if node.seconds is not None:
-            groups.setdefault(node.op_type, []).append(node)
-    rows = sorted((_sum(op_type, nodes) for op_type, nodes in groups.items()), key=lambda row: -row.seconds)
-    rest = {row.label for row in rows[TOP_OPS:]}
-    return rows[:TOP_OPS] + (
-        [_sum(f"{len(rest)} others", [node for op in sorted(rest) for node in groups[op]])] if rest else []
-    )
-
-
-def by_bound(cost: CostSummary) -> list[tuple[str, float]]:
-    """Return the share of the time that is bound by compute, memory and overhead."""
-    total = sum(node.seconds or 0.0 for node in cost.nodes)
-    sums = [(bound, sum(n.seconds or 0.0 for n in cost.nodes if n.bound == bound)) for bound in _BOUNDS]
-    return [(bound, seconds / total) for bound, seconds in sums if seconds]
-
-
-_BOUNDS = ("compute", "memory", "overhead")
-
-
-def _sum(label: str, nodes: Sequence[CostRow]) -> Row:
-    return Row(
-        label,
-        sum(node.seconds or 0.0 for node in nodes),
-        len(nodes),
-        sum(node.macs for node in nodes),
-        sum(node.weight_bytes + node.activation_bytes for node in nodes),
-    )
-
-
-def dtypes(before: Mapping[str, int], after: Mapping[str, int]) -> list[tuple[str, int, int]]:
-    """Return (dtype, bytes before, bytes after), the largest first."""
-    names = sorted({*before, *after}, key=lambda name: (-before.get(name, 0) - after.get(name, 0), name))
-    return [(name, before.get(name, 0), after.get(name, 0)) for name in names]
-
-
-def log_width(change: float | None) -> float:
-    """Return the length of an error's bar in percent: one tenth of the width per power of ten, from 1e-9 to 10."""
-    if not change:
-        return 0.0
-    return 100.0 if math.isinf(change) else min(100.0, max(1.0, 10 * (math.log10(change) + 9)))
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Return three to seven round numbers within [low, high]."""
-    step = 10 ** math.floor(math.log10((high - low) / 2))
-    step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6)
-    first, last = math.ceil(low / step), math.floor(high / step)
-    return [number * step for number in range(first, last + 1)]
-
-
 def precise(items: Iterable[tuple[str, object]]) -> str:
     """Return options as ``name = value``, in one line, the values as JSON writes them."""
     return ", ".join(f"{name} = {json.dumps(value)}" for name, value in items)
@@ -303,39 +220,15 @@ def metric(evaluation: Evaluation, value: float) -> str:
     return units.share(value) if is_share(evaluation) else f"{value:.4g}"
 
 
-def is_share(evaluation: Evaluation) -> bool:
-    """Whether the metric is a share, of samples or of labels, by the names that `optkit.metrics` gives."""
-    return evaluation.metric.startswith(("top", "f1"))
-
-
 def metric_label(evaluation: Evaluation) -> str:
     """Return ``top-1`` for ``top1``; other metrics are called what they are called."""
     return re.sub(r"^top(\d+)", r"top-\1", clip(evaluation.metric, 60))
-
-
-def interval(evaluation: Evaluation) -> Interval | None:
-    """Return the gain or loss with its interval as it is drawn, zero always on the axis; None if it is not finite."""
-    scale, unit = (100.0, " points") if is_share(evaluation) else (1.0, "")
-    gain, low, high = (-scale * number for number in (evaluation.drop, evaluation.interval[1], evaluation.interval[0]))
-    if not all(math.isfinite(number) for number in (gain, low, high)):
-        return None
-    left, right = min(low, gain, 0.0), max(high, gain, 0.0)
-    margin = 0.12 * (right - left) or abs(scale * evaluation.reference) / 100 or 1.0
-    left, right = left - margin, right + margin
-
-    def place(number: float) -> float:
-        return 100 * (number - left) / (right - left)
-
-    marks = tuple(
-        (place(number), f"{number:+.4g}" if abs(number) > 1e-9 * margin else "0") for number in ticks(left, right)
-    )
-    loss = f"{abs(gain):.3g}{unit} {'worse' if gain < 0 else 'better'}" if gain else "No difference"
-    words = f"{loss}, 95 % interval from {low:+.3g} to {high:+.3g}{unit}. Worse is to the left, better to the right."
-    return Interval(place(low), place(high), place(gain), place(0.0), marks, words)
 
 
 def gate_figure(name: str, value: float | None) -> str:
     """Return a gate's limit or what was reached, in the unit of that gate."""
     if value is None:
         return "not known"
-    return {"latency": units.duration, "drop": lambda drop: f"{drop:.4g}"}.get(name, units.size)(value)
+    if name == "drop":
+        return f"{value:.4g}"
+    return units.duration(value) if name == "latency" else units.size(value)
