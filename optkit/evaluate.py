@@ -12,12 +12,10 @@ import numpy as np
 from optkit.dataset import Sample, Samples
 from optkit.errors import InputError, VerificationError
 from optkit.metrics import IGNORED, Metric, default_metric, metric_named, scored_output
+from optkit.package import Run
 from optkit.verify import Fidelity, FidelityMeter, Outputs
 
 T = TypeVar("T")
-Run = Callable[[list[Mapping[str, np.ndarray]]], Sequence[Outputs]]
-"""Runs a few samples and returns the outputs of each by name."""
-
 CONFIDENCE = 0.95
 COUNTS_AT_ONCE = 1 << 22  # of float64: 32 MiB
 
@@ -90,7 +88,7 @@ def evaluate(
     tracked = track(samples, "evaluating", len(samples)) if track else samples
     number = 0
     for batch in _chunks(tracked, chunk):
-        outputs, others = reference([*batch]), candidate([*batch])
+        outputs, others = reference(batch), candidate(batch)
         if not len(outputs) == len(others) == len(batch):
             what = f"{len(outputs)} and {len(others)} outputs for {len(batch)} samples"
             raise VerificationError(what, where=samples.source)
