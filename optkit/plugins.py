@@ -59,7 +59,9 @@ def _load(group: str, name: str, kind: str) -> object:
         broken = BrokenPlugin(group, name, _origin(entries[name]), traceback.format_exc())
         _broken[group, name] = broken
         message = f"the {kind} '{name}' of the plugin '{broken.origin}' does not load: {type(error).__name__}: {error}"
-        raise InputError(message, hint=f"'optkit {kind}s' shows its traceback") from error
+        raise InputError(
+            message, hint=f"'optkit {kind}{'es' if kind.endswith('s') else 's'}' shows its traceback"
+        ) from error
 
 
 def pass_names() -> list[str]:
