@@ -222,11 +222,12 @@ def read_preprocess(file: Path) -> Preprocess:
         return Preprocess.model_validate(table)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "extra_forbidden":
             raise InputError(
                 f"no key '{key}'", where=str(file), hint=did_you_mean(key, Preprocess.model_fields)
             ) from error
         message = first["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
         what = f"'{key}' = {first['input']!r}: {message}" if key else message
-        raise InputError(what[0].lower() + what[1:], where=str(file)) from error
+        raise InputError(what, where=str(file)) from error
