@@ -13,12 +13,12 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import BaseModel, ConfigDict
 
-from optkit.errors import VerificationError
-from optkit.verify import Fidelity, Outputs, compare, relative_error
+from optkit.errors import OptkitError, VerificationError
 
 if TYPE_CHECKING:
     from optkit.dataset import Samples
     from optkit.target import Target
+    from optkit.verify import Fidelity
 
 T = TypeVar("T")
 Inputs = Mapping[str, np.ndarray]
@@ -29,7 +29,7 @@ class Effect:
     """How far a pass may move the outputs.
 
     ``exact``: bit-equal. ``reassociate``: the same real function, rounded differently, so that
-    ``max|a - b| <= rtol * max|a|`` for every output, but never less than ``ROUNDINGS`` units of the coarsest type that
+    ``max|a - b| <= rtol * max|a|`` for every output, but never less than 32 units of the coarsest type that
     the model computes in. ``lossy``: the error is recorded, not bounded.
     """
 
@@ -41,10 +41,6 @@ class Effect:
         """Return the effect of a pass that only changes the order of rounding."""
         return Effect("reassociate", rtol)
 
-
-# Rounding differently moves an output by some units in the last place, however small a tolerance is declared:
-# 32 of them are 0.03 in float16 and 0.25 in bfloat16.
-ROUNDINGS = 32
 
 EXACT = Effect("exact")
 LOSSY = Effect("lossy")
@@ -178,47 +174,29 @@ class Pipeline:
             VerificationError: A pass failed, moved the outputs further than it declared, changed the model's
                 inputs or outputs, or (strict) changed something without a remark.
         """
-        from optkit.session import CannotRunError, run_samples
+        from optkit.pass_check import OutputCheck, check_interface, fingerprint, interface
 
         steps: list[Step] = []
-        unverified = "" if samples else "no sample inputs"
-        original: list[Outputs] = []
-        if samples:
-            try:
-                original = run_samples(model, samples)
-            except CannotRunError as error:
-                unverified = str(error)
-        previous = original
+        outputs = OutputCheck(model, samples)
         signature = interface(model)
         for pass_ in self.passes:
             context.pass_name = pass_.name()
-            before = None if unverified else model.clone()
-            fingerprint = text_fingerprint(model) if self.strict else ""
+            before = None if outputs.unverified else model.clone()
+            digest = fingerprint(model) if self.strict else ""
             mark, nodes_before = len(context.remarks), count_nodes(model)
             start = time.perf_counter()
             self._run_pass(pass_, model, context, steps)
             seconds = time.perf_counter() - start
             applied = sum(remark.kind == "applied" for remark in context.remarks[mark:])
-            if self.strict and not applied and text_fingerprint(model) != fingerprint:
-                raise VerificationError(f"pass '{pass_.name()}' changed the model without an 'applied' remark")
-            if interface(model) != signature:
-                raise VerificationError(f"pass '{pass_.name()}' changed the model's inputs or outputs")
-            change: float | None = None
-            if before is not None:
-                current = self._outputs_after(pass_, model, samples) if applied else previous
-                change = max(
-                    (relative_error(a[name], b[name]) for a, b in zip(previous, current, strict=True) for name in a),
-                    default=0.0,
+            check_interface(pass_, signature, interface(model))
+            if self.strict and not applied and fingerprint(model) != digest:
+                raise VerificationError(
+                    f"pass '{pass_.name()}' changed the model without an 'applied' remark",
+                    hint="this is a defect of the pass: leave it out of the recipe and report it",
                 )
-                allowed = tolerance(pass_.effect, before)
-                if pass_.effect.kind != "lossy" and not change <= allowed:
-                    raise VerificationError(
-                        f"pass '{pass_.name()}' moved an output by {change:.2g} relative, "
-                        f"more than its declared {allowed:g} ({pass_.effect.kind})",
-                        where=first_difference(before, model, samples[0], allowed),
-                        hint="this is a defect of the pass: leave it out of the recipe and report it",
-                    )
-                previous = current
+            change, fidelity = (
+                outputs.check(pass_, before, model, applied=applied > 0) if before is not None else (None, None)
+            )
             steps.append(
                 Step(
                     pass_.name(),
@@ -229,15 +207,14 @@ class Pipeline:
                     nodes_before,
                     count_nodes(model),
                     change,
-                    compare(original, previous) if original else None,
+                    fidelity,
                     seconds,
                 )
             )
-        return PipelineResult(tuple(steps), unverified)
+        outputs.finish(model)
+        return PipelineResult(tuple(steps), outputs.unverified)
 
     def _run_pass(self, pass_: Pass, model: ir.Model, context: Context, steps: Sequence[Step]) -> None:
-        from optkit.errors import OptkitError
-
         try:
             pass_.run(model, context)
         except OptkitError:
@@ -249,62 +226,7 @@ class Pipeline:
                 hint="leave it out of the recipe, or run with --debug for the traceback",
             ) from error
 
-    def _outputs_after(self, pass_: Pass, model: ir.Model, samples: Sequence[Inputs]) -> list[Outputs]:
-        from optkit.session import CannotRunError, run_samples
-
-        try:
-            return run_samples(model, samples)
-        except CannotRunError as error:
-            raise VerificationError(f"the model no longer runs after pass '{pass_.name()}': {error}") from error
-
-
-def tolerance(effect: Effect, model: ir.Model) -> float:
-    """Return the largest relative change that an effect allows a model that computes in the types this one does."""
-    if effect.kind != "reassociate":
-        return effect.rtol
-    dtypes = {value.dtype for node in model.graph.all_nodes() for value in node.outputs if value.dtype is not None}
-    units = {ir.DataType.FLOAT16: 2.0**-10, ir.DataType.BFLOAT16: 2.0**-7}
-    return max([effect.rtol, *(ROUNDINGS * unit for dtype, unit in units.items() if dtype in dtypes)])
-
 
 def count_nodes(model: ir.Model) -> int:
     """Return the number of nodes in the model, If/Loop/Scan bodies included."""
     return sum(1 for _ in model.graph.all_nodes())
-
-
-def interface(model: ir.Model) -> tuple[tuple[str | None, str], ...]:
-    """Return names and element types of the model's inputs and outputs: what no pass may change."""
-    inputs = [value for value in model.graph.inputs if not value.is_initializer()]
-    return tuple((value.name, str(value.dtype)) for value in [*inputs, *model.graph.outputs])
-
-
-def text_fingerprint(model: ir.Model) -> str:
-    """Return a digest of nodes, attributes, names and every tensor's bytes, for the strict mode."""
-    import hashlib
-
-    digest = hashlib.sha256(ir.to_onnx_text(model, exclude_initializers=True).encode())
-    for graph in model.graphs():
-        for name, value in graph.initializers.items():
-            digest.update(name.encode())
-            if value.const_value is not None:
-                digest.update(f"{value.const_value.dtype}{value.const_value.shape}".encode())
-                digest.update(value.const_value.tobytes())
-    return digest.hexdigest()
-
-
-def first_difference(before: ir.Model, after: ir.Model, sample: Inputs, rtol: float) -> str:
-    """Return the name of the first tensor, in execution order, whose value differs between two models.
-
-    Only tensors that both models compute under the same name can be compared.
-    """
-    from optkit.session import run_with_intermediates
-
-    wanted = [value.name for node in before.graph for value in node.outputs if value.name]
-    kept = {value.name for node in after.graph for value in node.outputs}
-    names = [name for name in wanted if name in kept]
-    old, new = (run_with_intermediates(model, sample, names) for model in (before, after))
-    for name in names:
-        error = relative_error(old[name], new[name]) if name in old and name in new else 0.0
-        if not error <= rtol:
-            return f"first differing tensor '{name}' (relative error {error:.2g})"
-    return "no tensor known to both models differs"

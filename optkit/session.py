@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -152,7 +153,12 @@ def _lendable(tensor: ir.TensorProtocol) -> bool:
     return kinds and tensor.numpy().dtype.kind in "fiub"
 
 
+# What onnxruntime's ORT_ENFORCE puts before its sentence: file:line function(arguments) qualifiers.
+_SOURCE_LOCATION = re.compile(r"\S+\.(?:h|cc|cpp):\d+ [^\s(]+(?:\(\))?(?:\([^)]*\))?(?: const)? ")
+
+
 def _first_line(error: Exception) -> str:
     """Return the error's sentence without onnxruntime's status prefix and source location."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
+    text = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
+    return _SOURCE_LOCATION.sub("", text)
