@@ -86,6 +86,9 @@ def session_options(*, optimize: bool, threads: int = 0) -> ort.SessionOptions:
     options.enable_cpu_mem_arena = False  # the arena doubles its blocks: it would set the peak memory
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    if not optimize:
+        # Weights packed ahead take other kernels than computed tensors: folding constants would change the rounding.
+        options.add_session_config_entry("session.disable_prepacking", "1")
     for library in filter(None, os.environ.get(CUSTOM_OPS_VARIABLE, "").split(os.pathsep)):
         try:
             options.register_custom_ops_library(library)
