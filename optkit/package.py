@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,6 +13,11 @@ import onnx_ir as ir
 
 from optkit.errors import InputError
 from optkit.target import Target
+from optkit.verify import Outputs
+
+
+Run = Callable[[Sequence[Mapping[str, np.ndarray]]], Sequence[Outputs]]
+"""Runs samples (arrays by input name) and returns the outputs of each by name."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,8 @@ class Executor(ABC):
     slow: bool = False
 
     @abstractmethod
-    def run(self, artifact: Artifact, samples: list[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-        """Run every sample and return its outputs by name."""
+    def load(self, artifact: Artifact) -> Run:
+        """Load the artifact once; the function returned runs samples on it, as often as it is called."""
 
 
 @dataclass(frozen=True)
