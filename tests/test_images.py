@@ -11,6 +11,7 @@ from PIL import Image
 
 from optkit.dataset import read_samples
 from optkit.errors import InputError
+from optkit.images import Preprocess, read_preprocess
 from optkit.model import load_text
 
 
@@ -309,3 +310,17 @@ def test_one_sub_folder_is_no_class(tmp_path):
     preprocess(tmp_path, "")
     picture(tmp_path, "images/1.png")
     assert read_samples(str(tmp_path), IMAGE).labels is None
+
+
+# --- documentation ---
+
+
+def test_the_documentation_lists_every_key_and_its_examples_are_valid(tmp_path):
+    text = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    table = text[text.index("| key |") : text.index("## Labels")]
+    named = {key for row in table.splitlines()[2:] for key in re.findall(r"`(\w+)`", row.split("|")[1] if row else "")}
+    assert named == set(Preprocess.model_fields)
+    examples = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        assert read_preprocess(preprocess(tmp_path, example)).crop == (224, 224)
