@@ -1,0 +1,188 @@
+"""Static int8 quantization: weights and activations of convolutions and matrix products become integers."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field
+
+from optkit.calibrate import RangeMethod, estimate_range, observe
+from optkit.errors import InputError
+from optkit.graph import constant, is_constant, is_unused, opset, remove
+from optkit.histogram import Histogram, merged
+from optkit.pipeline import LOSSY, Context, Effect, Pass
+from optkit.quant import IntegerGrid, QuantParams, choose_qparams, integer_grid
+from optkit.target import IntegerFormat, Target
+
+from ._bias import join_bias
+from ._layers import CLAMP_OPS, LAYER_OPS, clamp_bounds, embedding_table, why_float
+from ._qdq import QdqWriter
+from ._regions import Plan, plan_regions
+
+OLDEST_OPSET = 13  # DequantizeLinear with one scale per channel
+
+# Without a target: what onnxruntime takes on every CPU.
+WEIGHTS = IntegerFormat(dtype="int8", symmetric=True, granularity=("channel", "tensor"))
+ACTIVATIONS = IntegerFormat(dtype="uint8", symmetric=False)
+
+
+class QuantizeStatic(Pass):
+    """Quantize weights and activations to 8 bits with scales fixed by calibration, as quantize / dequantize pairs.
+
+    Conv, ConvTranspose, Gemm and MatMul are quantized wherever they can be, the operators between them where all they
+    read is integer already and their result is read as integers; the rest stays float.
+    """
+
+    effect: ClassVar[Effect] = LOSSY
+
+    range_method: RangeMethod = "minmax"
+    percentile: float = Field(default=99.99, gt=50, le=100)
+    embeddings: bool = True
+
+    def run(self, model: ir.Model, context: Context) -> None:
+        """Quantize the main graph in place."""
+        weights, activations, per_channel = _formats(context.target)
+        _remark_bodies(model, context)
+        if opset(model) < OLDEST_OPSET:
+            for node in (node for node in model.graph if node.op_type in LAYER_OPS and node.domain == ""):
+                context.missed(node, f"opset {opset(model)}: one scale per channel needs opset {OLDEST_OPSET}")
+            return
+        for node in join_bias(model.graph):
+            context.applied(node, "joined with the bias added to its result")
+        plan, histograms = self._calibrate(model, context)
+        params = {value: self._params(value, plan, histograms, activations) for value in plan.quantized}
+        tables = [node for node in model.graph if self.embeddings and embedding_table(node) is not None]
+        for node, reason in plan.reasons.items():
+            if node not in tables:
+                context.missed(node, reason)
+        picked = {node.inputs[0] for node in tables}
+        shared = {layer.stored for layer in plan.layers.values() if layer.stored is not None and layer.stored in picked}
+        writer = QdqWriter(model, weights, per_channel=per_channel, shared=shared)
+        transposes = [layer.transpose for layer in plan.layers.values() if layer.transpose is not None]
+        constants = [
+            value
+            for node in dict.fromkeys([*plan.layers, *plan.glue, *tables, *transposes])
+            for value in node.inputs
+            if value is not None and is_constant(value)
+        ]
+        input_scales = {node: params[node.inputs[0]].scale for node in plan.layers if node.inputs[0] in params}
+        for value in plan.quantized:
+            if is_constant(value):
+                writer.constant(value, params[value], plan)
+            else:
+                writer.pair(value, params[value], plan)
+        for node, layer in plan.layers.items():
+            if layer.weight is None:
+                context.applied(node, "activations in 8 bits")
+                continue
+            written = writer.layer(layer, input_scales[node])
+            widened = f", {written.widened} of them widened so that the bias fits" if written.widened else ""
+            context.applied(node, f"{written.elements} weights in 8 bits with {written.scales} scales{widened}")
+        for node in plan.glue:
+            context.applied(node, "computed on integers")
+        for node in tables:
+            writer.embedding(node)
+            context.applied(node, "table stored in 8 bits")
+        for value in plan.quantized:
+            _remove_clamp(value, params[value], plan, context)
+        remove(transposes)
+        for value in dict.fromkeys(constants):
+            if is_unused(value):
+                model.graph.initializers.pop(value.name or "", None)
+            elif value.dtype == ir.DataType.FLOAT:
+                reader = next(iter(value.uses())).node
+                context.missed(reader, f"reads '{value.name}' in float, so that it is stored in both forms")
+        model.metadata_props["onnx.infer"] = "onnxruntime.quant"  # as onnxruntime's own tool marks its models
+
+    def _calibrate(self, model: ir.Model, context: Context) -> tuple[Plan, dict[str, Histogram]]:
+        """Return the plan and what was observed; a node whose tensors calibration says nothing about stays float."""
+        excluded: dict[ir.Node, str] = {}
+        histograms: dict[str, Histogram] = {}
+        while True:
+            plan = plan_regions(model.graph, excluded)
+            computed = [value for sources in plan.sources.values() for value in sources if not is_constant(value)]
+            wanted = dict.fromkeys(value.name or "" for value in computed if value.name not in histograms)
+            if wanted:
+                histograms |= observe(model, wanted, context.calibration, track=context.track)
+            useless = {
+                value: "has no elements" if histograms[value.name or ""].empty else "is 0"
+                for value in computed
+                if histograms[value.name or ""].low >= 0.0 >= histograms[value.name or ""].high
+            }
+            if not useless:
+                break
+            for value, what in useless.items():
+                for node in [use.node for member in plan.groups[value] for use in member.uses()] + [value.producer()]:
+                    if node is not None:
+                        excluded[node] = f"tensor '{value.name}' {what} in every calibration sample"
+        if histograms and context.calibration is not None and len(context.calibration) == 1:
+            context.missed("calibration", "one sample only: ranges seen in it may be too narrow for others")
+        return plan, histograms
+
+    def _params(
+        self, value: ir.Value, plan: Plan, histograms: dict[str, Histogram], activations: IntegerGrid
+    ) -> QuantParams:
+        found = [_histogram(source, histograms) for source in plan.sources[value]]
+        histogram = found[0] if len(found) == 1 else merged(found)
+        low, high = estimate_range(histogram, self.range_method, activations, self.percentile)
+        return choose_qparams(low, high, activations, name=value.name or "")
+
+
+def _histogram(value: ir.Value, histograms: dict[str, Histogram]) -> Histogram:
+    array = constant(value)
+    if array is None:
+        return histograms[value.name or ""]
+    histogram = Histogram()
+    low, high = float(array.min(initial=0.0)), float(array.max(initial=0.0))
+    if not np.isfinite(high - low):
+        raise InputError("it holds values that are not finite and cannot be quantized", where=f"tensor '{value.name}'")
+    histogram.add(array.ravel(), low, high)
+    return histogram
+
+
+def _formats(target: Target | None) -> tuple[IntegerGrid, IntegerGrid, bool]:
+    """Return the integers for weights and for activations, and whether weights may have one scale per channel.
+
+    Raises:
+        InputError: The target takes no 8-bit weights or activations.
+    """
+    weights, activations = WEIGHTS, ACTIVATIONS
+    if target is not None:
+        if "int8" not in target.weights or "int8" not in target.activations:
+            what = "weights" if "int8" not in target.weights else "activations"
+            raise InputError(f"target '{target.name}' takes no 8-bit {what}", hint="choose another precision")
+        weights, activations = target.weights["int8"], target.activations["int8"]
+    reduced = target is not None and target.needs_reduced_range(weights)
+    return (
+        integer_grid(weights.dtype, symmetric=weights.symmetric, reduced_range=reduced),
+        integer_grid(activations.dtype, symmetric=activations.symmetric),
+        "channel" in weights.granularity,
+    )
+
+
+def _remark_bodies(model: ir.Model, context: Context) -> None:
+    for node in model.graph.all_nodes():
+        if node.graph is not model.graph and node.op_type in LAYER_OPS and node.domain == "":
+            context.missed(node, "inside the body of a control-flow node, where activations cannot be observed")
+
+
+def _remove_clamp(value: ir.Value, params: QuantParams, plan: Plan, context: Context) -> None:
+    """Remove a Relu or Clip that only feeds a quantizer which clamps at the same bounds."""
+    node = value.producer()
+    if node is None or node.op_type not in CLAMP_OPS or why_float(node, (0,)):
+        return
+    bounds, source = clamp_bounds(node), node.inputs[0]
+    if bounds is None or source is None or source in plan.quantized or value.is_graph_output():
+        return
+    uses = list(value.uses())
+    if len(uses) != 1 or uses[0].node.op_type != "QuantizeLinear":
+        return
+    limits = ir.DataType.from_numpy(params.grid.dtype)
+    with np.errstate(over="ignore"):
+        low, high = (np.rint(np.float32(bound) / params.scale) + params.zero_point for bound in bounds)
+    if low <= limits.min and high >= limits.max:
+        uses[0].node.replace_input_with(0, source)
+        context.applied(node, f"removed: the quantizer of '{value.name}' clamps at the same bounds")
+        remove(node)
