@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import tomllib
 import traceback
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optkit.errors import InputError, did_you_mean
 
@@ -21,7 +24,14 @@ PASSES, TARGETS, PACKAGERS = "optkit.passes", "optkit.targets", "optkit.packager
 
 @dataclass(frozen=True)
 class BrokenPlugin:
-    """An entry point that does not load; listed with its traceback, never fatal."""
+    """An entry point, or a target's file, that cannot be used; listed with the reason, never fatal.
+
+    Attributes:
+        group: The entry point group.
+        name: Its name, with the distribution in parentheses where another one has that name.
+        origin: The distribution that registered it.
+        traceback: Why: a traceback, or a sentence.
+    """
 
     group: str
     name: str
@@ -32,36 +42,51 @@ class BrokenPlugin:
 _broken: dict[tuple[str, str], BrokenPlugin] = {}
 
 
+def _record(group: str, name: str, entry: EntryPoint, reason: str) -> None:
+    _broken[group, name] = BrokenPlugin(group, name, _origin(entry), reason)
+
+
 @cache
 def _entries(group: str) -> dict[str, EntryPoint]:
-    """Return entry points by name; of two with one name the first by distribution stays, the other is broken."""
+    """Return entry points by name, optkit's own first; of two with one name the later is listed as broken."""
     found: dict[str, EntryPoint] = {}
-    for entry in sorted(entry_points(group=group), key=lambda e: (e.name, _origin(e) != "optkit", _origin(e))):
+    for entry in sorted(entry_points(group=group), key=lambda e: (_origin(e) != "optkit", _origin(e), e.name)):
         if entry.name not in found:
             found[entry.name] = entry
         elif found[entry.name].value != entry.value:
-            taken = f"the name '{entry.name}' is already taken by {_origin(found[entry.name])}"
-            _broken[group, f"{entry.name} ({_origin(entry)})"] = BrokenPlugin(group, entry.name, _origin(entry), taken)
+            taken = f"the name '{entry.name}' is already taken by '{_origin(found[entry.name])}'"
+            _record(group, f"{entry.name} ({_origin(entry)})", entry, taken)
     return found
 
 
 def _origin(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else "?"
+    try:
+        return entry.dist.name if entry.dist is not None and entry.dist.name else "?"
+    except Exception:  # a distribution without readable metadata
+        return "?"
 
 
-def _load(group: str, name: str, kind: str) -> object:
+def _load(group: str, name: str, kind: str, base: type[Any]) -> type[Any]:
+    """Import the class behind an entry point; what goes wrong is recorded, then raised as a sentence."""
     entries = _entries(group)
     if name not in entries:
         raise InputError(f"no {kind} '{name}'", hint=did_you_mean(name, entries))
+    hint = "'optkit passes' shows its traceback" if group == PASSES else "--debug shows its traceback"
+    what = f"the {kind} '{name}' of the plugin '{_origin(entries[name])}'"
     try:
-        return entries[name].load()
-    except Exception as error:
-        broken = BrokenPlugin(group, name, _origin(entries[name]), traceback.format_exc())
-        _broken[group, name] = broken
-        message = f"the {kind} '{name}' of the plugin '{broken.origin}' does not load: {type(error).__name__}: {error}"
-        raise InputError(
-            message, hint=f"'optkit {kind}{'es' if kind.endswith('s') else 's'}' shows its traceback"
-        ) from error
+        with redirect_stdout(sys.stderr):  # stdout is the result
+            loaded = entries[name].load()
+    except (Exception, SystemExit) as error:
+        _record(group, name, entries[name], traceback.format_exc())
+        raise InputError(f"{what} does not load: {type(error).__name__}: {error}", hint=hint) from error
+    if not (isinstance(loaded, type) and issubclass(loaded, base)):
+        problem = f"is not a subclass of {base.__module__}.{base.__name__}"
+    elif missing := sorted(getattr(loaded, "__abstractmethods__", ())):
+        problem = f"does not define {' and '.join(map(repr, missing))}"
+    else:
+        return loaded
+    _record(group, name, entries[name], f"{loaded!r} {problem}")
+    raise InputError(f"{what} {problem}")
 
 
 def pass_names() -> list[str]:
@@ -73,14 +98,15 @@ def pass_class(name: str) -> type[Pass]:
     """Return the pass registered under ``name``.
 
     Raises:
-        InputError: There is none, or its plugin does not load.
+        InputError: There is none, its plugin does not load, or it is no pass of that name.
     """
     from optkit.pipeline import Pass
 
-    loaded = _load(PASSES, name, "pass")
-    if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
-        _broken[PASSES, name] = BrokenPlugin(PASSES, name, _origin(_entries(PASSES)[name]), f"{loaded!r} is not a Pass")
-        raise InputError(f"the plugin registered as pass '{name}' is not a subclass of optkit.Pass")
+    loaded: type[Pass] = _load(PASSES, name, "pass", Pass)
+    if loaded.name() != name:
+        problem = f"calls itself '{loaded.name()}': its class and its entry point need one name"
+        _record(PASSES, name, _entries(PASSES)[name], f"{loaded!r} {problem}")
+        raise InputError(f"the pass '{name}' of the plugin '{_origin(_entries(PASSES)[name])}' {problem}")
     return loaded
 
 
@@ -92,36 +118,43 @@ def packager(name: str) -> Packager:
     """
     from optkit.package import Packager
 
-    loaded = _load(PACKAGERS, name, "packager")
-    if not (isinstance(loaded, type) and issubclass(loaded, Packager)):
-        raise InputError(f"the plugin registered as packager '{name}' is not a subclass of optkit.package.Packager")
+    loaded: type[Packager] = _load(PACKAGERS, name, "packager", Packager)
     return loaded()
 
 
 @cache
 def target_files() -> dict[str, Path]:
-    """Return the TOML file of every installed target by name (the file's stem)."""
+    """Return the TOML file of every installed target by name (the file's stem); broken files are left out."""
     files: dict[str, Path] = {}
     for name, entry in _entries(TARGETS).items():
         try:
-            folder = resources.files(entry.value)
-            for item in sorted(folder.iterdir(), key=lambda item: item.name):
-                if item.name.endswith(".toml"):
-                    files.setdefault(item.name.removesuffix(".toml"), Path(str(item)))
-        except Exception:
-            _broken[TARGETS, name] = BrokenPlugin(TARGETS, name, _origin(entry), traceback.format_exc())
+            with redirect_stdout(sys.stderr):
+                folder = sorted(resources.files(entry.value).iterdir(), key=lambda item: item.name)
+        except (Exception, SystemExit):
+            _record(TARGETS, name, entry, traceback.format_exc())
+            continue
+        for item in (item for item in folder if item.name.endswith(".toml")):
+            target = item.name.removesuffix(".toml")
+            label = f"{target} ({_origin(entry)})"
+            try:
+                tomllib.loads(item.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                _record(TARGETS, label, entry, f"{item.name} is not a readable TOML file: {error}")
+                continue
+            if target in files:
+                _record(TARGETS, label, entry, f"the name '{target}' is already taken by another plugin")
+            files.setdefault(target, Path(str(item)))
     return files
 
 
 def broken_plugins(group: str | None = None) -> list[BrokenPlugin]:
-    """Load every plugin (of one group) and return those that do not load."""
-    from contextlib import suppress
-
-    for name in _entries(PASSES):
+    """Load every plugin (of one group) and return those that do not load, by name."""
+    for name in _entries(PASSES) if group in (None, PASSES) else ():
         with suppress(InputError):
             pass_class(name)
-    for name in _entries(PACKAGERS):
+    for name in _entries(PACKAGERS) if group in (None, PACKAGERS) else ():
         with suppress(InputError):
             packager(name)
-    target_files()
-    return [broken for broken in _broken.values() if group in (None, broken.group)]
+    if group in (None, TARGETS):
+        target_files()
+    return [_broken[key] for key in sorted(_broken) if group in (None, key[0])]
