@@ -312,7 +312,7 @@ def _set_constant(node: ir.Node, index: int, array: np.ndarray, label: str, take
     node.resize_inputs(max(index + 1, len(node.inputs)))
     assert node.graph is not None
     node.replace_input_with(index, add_constant(node.graph, f"{node.name}/{label}", array, taken))
-    return f" with its own {label} ('{old.name}' has other uses)" if old is not None else ""
+    return f"; '{old.name}' stays for its other users" if old is not None else ""
 
 
 def _take_over(old: ir.Value, new: ir.Value) -> None:
