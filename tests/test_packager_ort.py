@@ -469,6 +469,36 @@ def test_float_and_fused_nodes_name_their_kernel(a53: Target) -> None:
     ]
 
 
+def test_float16_is_computed_in_float32(a53: Target) -> None:
+    model = load_text(
+        """<ir_version: 8, opset_import: ["" : 17]> net (float16[4] x) => (float16[4] y) {
+          [exp] a = Exp (x) [sigmoid] y = Sigmoid (a)
+        }"""
+    )
+    found = placed(model, a53)
+    assert {p.precision for p in found.values()} == {"float32"}
+    assert all(p.supported for p in found.values())
+
+
+def test_the_targets_instruction_set_decides_not_this_machines(a53: Target) -> None:
+    x86 = a53.model_copy(update={"isa": ("x86_64", "avx2")})
+    model = load_text(
+        """<ir_version: 8, opset_import: ["" : 17]> net (float[4] x) => (float[4] y)
+        <float s = {0.1}, int8 z = {-3}, float t = {0.2}, int8 o = {5}> {
+          xq = QuantizeLinear (x, s, z)
+          a = DequantizeLinear (xq, s, z)
+          b = Sigmoid (a)
+          bq = QuantizeLinear (b, t, o)
+          c = DequantizeLinear (bq, t, o)
+          [add] d = Add (a, c)
+          dq = QuantizeLinear (d, t, o)
+          y = DequantizeLinear (dq, t, o)
+        }"""
+    )
+    assert placed(model, a53)["add"].reason == "part of the kernel QLinearAdd"
+    assert placed(model, x86)["add"].reason.endswith("no integer kernel for it here: Add in float32")
+
+
 def test_bodies_constants_and_dead_nodes_are_placed(a53: Target) -> None:
     model = load_text(
         """<ir_version: 8, opset_import: ["" : 17]> net (bool c, float[4] x) => (float[4] y)
@@ -487,7 +517,7 @@ def test_bodies_constants_and_dead_nodes_are_placed(a53: Target) -> None:
     )
     found = placed(model, a53)
     assert found["folded"].reason == "folded into a constant"
-    assert found["dead"].reason == "removed: onnxruntime needs no node for it"
+    assert found["dead"].reason == "removed: nothing needs it"
     assert found["if"].reason == "the nodes of its body run one by one"
     assert (found["then"].precision, found["then"].reason) == ("float32", "the kernel Mul")
     assert (found["cast"].precision, found["cast"].reason) == ("-", "converts between element types")

@@ -106,7 +106,7 @@ def _arithmetic(node: ir.Node, executed: Executed) -> tuple[str, str]:
     kernel = executed.kernel(node)
     if kernel is None:
         folded = executed.is_constant(node)
-        return "-", "folded into a constant" if folded else "removed: onnxruntime needs no node for it"
+        return "-", "folded into a constant" if folded else "removed: nothing needs it"
     fused = kernel.op_type != node.op_type
     if node.op_type in CONVERSIONS:
         return "-", f"part of the kernel {kernel.op_type}" if fused else "converts between element types"
