@@ -71,7 +71,10 @@ def _check_name(name: str, kind: str, pattern: str, example: str, taken: Collect
         hint = f"write at most {LONGEST_NAME} lower-case letters and digits, words joined by '-', such as '{example}'"
         raise InputError(f"'{name}' is not a name for a {kind}", hint=hint)
     if name in taken:
-        raise InputError(f"the {kind} '{name}' exists already", hint=f"'optkit {kind}s' lists the names that are taken")
+        plural = {"pass": "passes", "target": "targets"}[kind]
+        raise InputError(
+            f"the {kind} '{name}' exists already", hint=f"'optkit {plural}' lists the names that are taken"
+        )
     if keyword.iskeyword(package) or importlib.util.find_spec(package) is not None:
         what = f"the {kind} '{name}' would be the Python package '{package}', and that name is taken"
         raise InputError(what, hint="choose another name")
