@@ -64,8 +64,8 @@ def check_pass(name: str) -> list[Result]:
 def check_class(cls: type[Pass]) -> list[Result]:
     """Run the kit on a pass that need not be installed: everything but its name and its second process."""
     results = [_result(documented, documented(cls)), _result(options, options(cls))]
-    if results[-1].problem:
-        return results  # without valid defaults there is nothing to run
+    if results[-1].problem or not isinstance(cls.effect, Effect):
+        return results  # nothing to run, or nothing to hold it to
     trials = [attempt(cls(), title, text) for title, text in zoo().items()]
     for check in CHECKS:
         asked = trials if check is runs else [trial for trial in trials if trial.outcome.ended_well]
