@@ -19,6 +19,7 @@ from optkit_targets.ort import emulator
 from optkit_targets.ort.emulator import Emulated, emulation
 from optkit_targets.ort.executors import Simulated
 from optkit_targets.ort.packager import OrtPackager
+from optkit_targets.ort.placement import optimized
 
 pytestmark = pytest.mark.emulator
 
@@ -91,6 +92,34 @@ def test_the_cpu_files_choose_the_kernels_and_a_missing_instruction_is_a_sentenc
     assert str(caught.value) == (
         f"the package fails on {emulated.name}: it met an instruction that cortex-a53 does not have"
     )
+
+
+OPTIMIZE = """
+import sys
+import numpy as np
+import onnxruntime as ort
+
+settings = ort.SessionOptions()
+settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+settings.optimized_model_filepath = sys.argv[1] + ".optimized"
+settings.intra_op_num_threads = 1
+ort.InferenceSession(sys.argv[1], settings)
+np.savez(sys.argv[3], names=np.array([], str))
+"""
+
+
+def test_placement_predicts_the_graph_that_the_device_makes(
+    tmp_path: Path, net: ir.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, emulated = ready("cortex-a53")
+    artifact = packaged(net, target, tmp_path)
+    (tmp_path / "optimize.py").write_text(OPTIMIZE)
+    monkeypatch.setattr(emulator, "DRIVER", tmp_path / "optimize.py")
+    emulated.load(artifact)([])
+    there = ir.load(tmp_path / f"{artifact.entry}.optimized")
+    here = optimized(net, target)
+    assert [node.op_type for node in here.graph] == [node.op_type for node in there.graph]
+    assert "QLinearConv" in [node.op_type for node in there.graph]
 
 
 def test_what_onnxruntime_refuses_is_a_sentence(tmp_path: Path, net: ir.Model) -> None:
