@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optkit.check_model import EXPERIMENTAL_OPS
-from optkit.graph import NO_LIMIT, add_constant, argument, ints, names, opset, unique
+from optkit.graph import NO_LIMIT, add_constant, argument, ints, names, opset, prune, unique
 from optkit.model import infer_shapes
 from optkit.pipeline import Context, Effect, Pass
 
@@ -99,9 +99,7 @@ def _slice(node: ir.Node, version: int, taken: set[str]) -> str:
         starts, ends = read
         axes = ints(node, "", 3, default=range(len(starts or ())))
         if starts is None or ends is None or axes is None:
-            return (
-                f"its bounds are computed at run time, which Slice takes only since opset 10 (the model has {version})"
-            )
+            return "its bounds are computed at run time, which Slice takes only since opset 10"
     else:
         left, top, right, bottom = node.attributes.get_ints("border", (0, 0, 0, 0))
         size = node.attributes.get_ints("scale", ()) or ()
@@ -109,7 +107,9 @@ def _slice(node: ir.Node, version: int, taken: set[str]) -> str:
         ends = [top + size[0], left + size[1]] if size else [-bottom or NO_LIMIT, -right or NO_LIMIT]
     node.op_type = "Slice"
     node.attributes.clear()
+    bounds = node.inputs[1:]
     node.resize_inputs(1)
+    prune(bounds)
     settings = {"starts": starts, "ends": ends, "axes": axes}
     if version < 10:
         node.attributes.update({name: ir.AttrInt64s(name, values) for name, values in settings.items()})

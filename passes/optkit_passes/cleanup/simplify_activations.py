@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from optkit.graph import add_constant, argument, cannot_forward, constant, forward, names, opset, remove
+from optkit.graph import add_constant, argument, cannot_forward, constant, forward, names, opset, prune, remove
 from optkit.pipeline import EXACT, Context, Effect, Pass
 from optkit_passes.cleanup.signs import non_negative
 
@@ -152,7 +152,7 @@ def _write(node: ir.Node, clamp: _Clamp, version: int, taken: set[str]) -> bool:
     bounds = (None if clamp.low == lowest else clamp.low, None if clamp.high == highest else clamp.high)
     node.attributes.clear()
     node.op_type = "Relu" if relu else "Clip"
-    used = [value for value in node.inputs if value is not None and constant(value) is not None]
+    used = node.inputs
     node.resize_inputs(1)
     node.replace_input_with(0, clamp.source)
     if not relu:
@@ -165,9 +165,7 @@ def _write(node: ir.Node, clamp: _Clamp, version: int, taken: set[str]) -> bool:
             node.resize_inputs(max(index + 1, len(node.inputs)))
             array = np.array(bound, dtype.numpy())
             node.replace_input_with(index, add_constant(graph, f"{node.name}/{name}", array, taken))
-    for value in used:
-        if not value.uses() and not value.is_graph_output() and value.graph is not None and value.name:
-            value.graph.initializers.pop(value.name, None)
+    prune(used)
     return True
 
 
