@@ -42,20 +42,32 @@ class PruneMetadata(Pass):
             return
         interface = {*model.graph.inputs, *model.graph.outputs}
         names = _short_names({value.name for value in interface})
-        values = [value for graph in model.graphs() for value in _values(graph) if value not in interface]
+        values = [v for graph in model.graphs() for v in _values(graph) if v not in interface and v.name]
+        short = list(itertools.islice(names, len(values)))
+        renamed = len(values) if short != [value.name for value in values] else 0
+        if renamed:  # all of them, so that initializers keep their order
+            for number, value in enumerate(values):
+                value.name = f"prune-metadata/{number}"  # out of the way: another value may still hold the short name
+            for value, name in zip(values, short, strict=True):
+                value.name = name
+        dropped = 0
         for value in values:
-            if value.name:
-                value.name = next(names)
-                value.doc_string = None
-                if not (value.is_graph_input() or value.is_graph_output()):  # of a body
-                    value.type = value.shape = None  # a constant's tensor has its own
+            dropped += value.doc_string is not None
+            value.doc_string = None
+            if not (value.is_graph_input() or value.is_graph_output()):  # of a body
+                dropped += value.type is not None
+                value.type = value.shape = None  # a constant's tensor has its own
         for node in model.graph.all_nodes():
+            dropped += node.doc_string is not None
             node.doc_string = None
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                dropped += bool(node.name)
                 node.name = ""
             for name in [name for name, value in node.attributes.items() if _is_default(node, value, opset(model))]:
                 node.attributes.pop(name)
-        context.applied("model", f"shortened the names of {len(values)} values")
+                dropped += 1
+        if renamed or dropped:
+            context.applied("model", f"shortened the names of {renamed} values")
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
