@@ -25,7 +25,7 @@ class RaiseOpset(Pass):
 
     effect: ClassVar[Effect] = Effect.reassociate(1e-5)
 
-    opset: int  # the oldest opset that what follows can work with
+    opset: int = 13  # the oldest that what follows can work with; 13 is the first with one scale per channel
 
     def run(self, model: ir.Model, context: Context) -> None:
         """Try on a copy, which shares the weights; then do the same to the model."""
