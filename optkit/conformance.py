@@ -127,10 +127,9 @@ def remarks_changes(pass_: Pass, trial: Trial) -> str:
     applied = trial.outcome.applied
     if any(not remark.message.strip() or not remark.node for remark in trial.outcome.remarks):
         return "a remark lacks its message or the name of its node"
-    changed = fingerprint(trial.after) != fingerprint(trial.before)
-    if changed and not applied:
+    if not applied and fingerprint(trial.after) != fingerprint(trial.before):
         return "it changed the model without an 'applied' remark"
-    if applied and not changed:
+    if applied and _bytes(trial.after) == _bytes(trial.before):
         return f"it gave {applied} 'applied' remarks and changed nothing"
     return ""
 

@@ -81,12 +81,14 @@ def attempt(pass_: Pass, title: str, text: str) -> Trial:
     before, after = marked(text), marked(text)
     nodes = tuple(after.graph.all_nodes())
     arrays = []
-    for graph in after.graphs():
-        for name, value in graph.initializers.items():
-            if value.const_value is not None:
-                array = np.array(value.const_value.numpy())
-                value.const_value = ir.tensor(array, name=name)
-                arrays.append((name, array, array.copy()))
+    for model in (before, after):
+        for graph in model.graphs():
+            for name, value in graph.initializers.items():
+                if value.const_value is not None:
+                    array = np.array(value.const_value.numpy())
+                    value.const_value = ir.tensor(array, name=name)
+                    if model is after:
+                        arrays.append((name, array, array.copy()))
     return Trial(title, text, before, after, nodes, tuple(arrays), run(pass_, after))
 
 
