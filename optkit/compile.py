@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,11 @@ def compile(
         context.track = track
     if calibration is not None:
         context.calibration = read_samples(calibration, original, preprocess=preprocess)
-    samples = context.calibration
     if evaluation is not None:
         samples = read_samples(evaluation, original, preprocess=preprocess, labels=labels)
-    if samples is None:
+    elif context.calibration is not None:
+        samples = replace(context.calibration, labels=None)  # what ranges were fitted to is no test of accuracy
+    else:
         samples = random_samples(original, VERIFICATION_SAMPLES)
 
     compiled = original.clone()
