@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -95,6 +96,8 @@ def _check_external(tensor: onnx.TensorProto, expected: int, folder: Path, where
     path = folder / location
     if not path.is_file():
         raise InputError(f"its external data file '{location}' is missing", where=where, hint=f"put it into {folder}")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"its external data file '{location}' cannot be read: permission denied", where=where)
     if not path.resolve().is_relative_to(folder):
         what = f"its external data '{location}' is a link that leaves the model's folder"
         raise InputError(what, where=where, hint="copy the file into the folder")

@@ -12,13 +12,14 @@ import onnx.parser
 import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
-from optkit.check_model import all_graphs, check_proto, find_cycle, innermost, run_checker, schema
+from optkit.check_model import check_proto, find_cycle, innermost, run_checker
 from optkit.check_tensor import proto_tensors
 from optkit.errors import InputError, did_you_mean
 from optkit.file_format import recognize
+from optkit.normalize import drop_listed_initializers, inline_functions, normalize_proto, read_small_tensors
 
 EXTERNAL_DATA_BYTES = 1_500_000_000  # larger models are saved with external data: protobuf ends at 2 GiB
-SMALL_TENSOR_BYTES = 1024
+PROTOBUF_BYTES = 1 << 31
 
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)
 
@@ -56,7 +57,7 @@ def load_text(text: str, dims: Mapping[str, int] | None = None) -> ir.Model:
 
 def _normalize(proto: onnx.ModelProto, file: Path, dims: Mapping[str, int]) -> ir.Model:
     check_proto(proto, file)
-    _clear_negative_dims(proto)
+    normalize_proto(proto)
     try:
         model: ir.Model = ir.from_proto(proto)
     except Exception as error:
@@ -68,56 +69,15 @@ def _normalize(proto: onnx.ModelProto, file: Path, dims: Mapping[str, int]) -> i
         except ValueError as error:
             circle = find_cycle(proto)
             raise InputError(f"the nodes feed each other in a circle: {circle}", where=str(file)) from error
-    _inline_functions(model, file)
-    defaults = [value for value in model.graph.inputs if value.is_initializer()]
-    if model.ir_version <= 4 and len(defaults) == len(model.graph.initializers):
-        for value in defaults:
-            model.graph.inputs.remove(value)
+    inline_functions(model, file)
+    drop_listed_initializers(model)
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(model)
-    _read_small_tensors(model)
+    read_small_tensors(model)
     run_checker(storable(model), file)
     name_nodes(model)
     bind_dims(model, dims)
     infer_shapes(model)
     return model
-
-
-def _clear_negative_dims(proto: onnx.ModelProto) -> None:
-    """Make sizes below zero, which some exporters write for "dynamic", unknown, as onnxruntime does."""
-    for graph in all_graphs(proto.graph):
-        for value in [*graph.input, *graph.output, *graph.value_info]:
-            for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_value < 0:
-                    dim.Clear()
-
-
-def _read_small_tensors(model: ir.Model) -> None:
-    """Read external shapes, axes and scales into memory: the checker and shape inference look at their values."""
-    for value in [value for graph in model.graphs() for value in graph.initializers.values()]:
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= SMALL_TENSOR_BYTES:
-            values = tensor.numpy().copy()
-            value.const_value = ir.Tensor(values, dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
-
-
-def _inline_functions(model: ir.Model, file: Path) -> None:
-    """Inline every function; one of another opset whose operators mean the same there is taken as written for ours."""
-    for function in model.functions.values():
-        for domain, version in function.opset_imports.items():
-            ours = model.opset_imports.setdefault(domain, version)
-            if domain == "" and ours != version:
-                for node in (node for node in function.all_nodes() if node.domain == ""):
-                    old, new = schema(node.op_type, version), schema(node.op_type, ours)
-                    if old is None or new is None or old.since_version != new.since_version:
-                        what = f"{node.op_type} of opset {version} differs from the model's, opset {ours}"
-                        where = f"{file}: function '{function.domain}::{function.name}'"
-                        raise InputError(what, where=where, hint="export the model with one opset")
-            function.opset_imports[domain] = ours
-    if model.functions:
-        try:
-            ir_passes.InlinePass()(model)
-        except Exception as error:
-            raise InputError(f"a function cannot be inlined: {innermost(error)}", where=str(file)) from error
 
 
 def model_file(path: Path) -> Path:
@@ -159,9 +119,14 @@ def source_sha256(path: Path) -> str:
 
 def _parse(file: Path) -> onnx.ModelProto:
     try:
+        if file.stat().st_size >= PROTOBUF_BYTES:
+            hint = "export it with external data"
+            raise InputError("the file is larger than 2 GiB, which protobuf cannot read", where=str(file), hint=hint)
         proto = onnx.load(file, load_external_data=False)
     except OSError as error:
         raise InputError(f"cannot be read: {(error.strerror or str(error)).lower()}", where=str(file)) from error
+    except InputError:
+        raise
     except Exception as error:  # protobuf's DecodeError, or a text parser's own
         what, hint = recognize(file)
         raise InputError(what, where=str(file), hint=hint) from error

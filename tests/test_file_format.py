@@ -99,6 +99,14 @@ def no_graph(folder: Path) -> Path:
     return raw(folder, onnx.ModelProto(ir_version=8, producer_name="\x00x").SerializeToString())
 
 
+@refuses("{file}: the file is larger than 2 GiB, which protobuf cannot read; export it with external data")
+def too_large(folder: Path) -> Path:
+    path = raw(folder, b"")
+    with path.open("wb") as file:
+        file.truncate(1 << 31)  # sparse: no block is allocated
+    return path
+
+
 @refuses("{file}: not an ONNX model: it is a text file; ONNX's text formats end in .onnxtxt, .textproto or .json")
 def text_file(folder: Path) -> Path:
     return raw(folder, RELU.encode())

@@ -66,6 +66,15 @@ def test_opset_of_another_domain_alone(tmp_path: Path) -> None:
     assert model.opset_imports == {"ai.onnx.ml": 3}
 
 
+def test_the_default_domain_under_its_long_name(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["ai.onnx" : 17]>
+      main (float[4] x) => (float[4] y) { a = ai.onnx.Relu (x) y = ai.onnx.Neg (a) }"""
+    model = load(write(tmp_path, text))
+    assert model.opset_imports == {"": 17}
+    assert [node.domain for node in model.graph] == ["", ""]
+    np.testing.assert_array_equal(run(model, x=X)[0], -np.maximum(X, 0))
+
+
 def test_ir_version_3_keeps_initializers_as_inputs_in_the_file(tmp_path: Path) -> None:
     text = """<ir_version: 3, opset_import: ["" : 8]>
       main (float[4] x, float[4] w, bool c) => (float[4] y) <float[4] w = {1, 2, 3, 4}, bool c = {1}> {

@@ -94,6 +94,18 @@ def test_external_data_is_read_by_name_and_hashed(tmp_path: Path) -> None:
     assert source_sha256(path) != digest
 
 
+def test_small_external_tensors_are_read_where_shape_inference_needs_them(tmp_path: Path) -> None:
+    path = write(tmp_path, "main (float[4] x) => (float[M, N] y) { y = Reshape (x, s) }")
+    proto = onnx.load(path)
+    tensor = proto.graph.initializer.add(name="s", data_type=7, dims=[2], data_location=1)
+    tensor.external_data.add(key="location", value="s.bin")
+    path.write_bytes(proto.SerializeToString())
+    (tmp_path / "s.bin").write_bytes(np.array([2, -1]).tobytes())
+    model = load(path)
+    assert list(model.graph.outputs[0].shape) == [2, 2]
+    np.testing.assert_array_equal(run(model, x=X)[0], X.reshape(2, 2))
+
+
 def test_external_link_inside_the_folder(tmp_path: Path) -> None:
     path = external_model(tmp_path, ["w"], 1000)
     (tmp_path / "w.bin").rename(tmp_path / "blob")

@@ -224,3 +224,10 @@ def test_refused(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     assert str(caught.value) == expected
     assert caught.value.exit_code == 2
     assert capfd.readouterr() == ("", "")
+
+
+def test_external_data_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, _ = CASES["external_too_short"]
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "w.bin")
+    with pytest.raises(InputError, match=r"its external data file 'w.bin' cannot be read: permission denied$"):
+        load(build(tmp_path))
