@@ -32,7 +32,7 @@ class WidenFloat16(Pass):
     def run(self, model: ir.Model, context: Context) -> None:
         """Widen the whole model, or say why not."""
         where = model.graph.name or "model"
-        if not any(_holds_float16(value) for value in _values(model)):
+        if not any(_computes_float16(node) for node in model.graph.all_nodes()):
             return
         if context.target is None:
             context.missed(where, "it computes float16, and no target says whether it can")
@@ -52,6 +52,12 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
             yield from node.outputs
 
 
+def _computes_float16(node: ir.Node) -> bool:
+    """Return whether a standard operator works on float16; a Cast to or from it only stores."""
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+    return node.domain in TYPED_BY_INPUT and node.op_type != "Cast" and any(map(_holds_float16, values))
+
+
 def _holds_float16(value: ir.Value) -> bool:
     return _widened(value.type) is not value.type
 
@@ -67,15 +73,14 @@ def _widened(kind: ir.TypeProtocol | None) -> ir.TypeProtocol | None:
 
 
 def _objection(model: ir.Model) -> str:
-    for value in [*model.graph.inputs, *model.graph.outputs]:
-        if _holds_float16(value) and not isinstance(value.type, ir.TensorType):
-            return f"'{value.name}' is not a plain tensor of float16, so no Cast can stand for it"
+    for outer in [*model.graph.inputs, *model.graph.outputs]:
+        if _holds_float16(outer) and not isinstance(outer.type, ir.TensorType):
+            return f"'{outer.name}' is not a plain tensor of float16, so no Cast can stand for it"
     for node in model.graph.all_nodes():
-        takes = any(value is not None and value.dtype == FLOAT16 for value in node.inputs)
-        if node.domain not in TYPED_BY_INPUT and takes:
-            for value in node.outputs:
-                if value.name and value.type is None:
-                    return f"the type of '{value.name}', which {node.domain}::{node.op_type} computes, is not known"
+        values = (*node.inputs, *node.outputs) if node.domain not in TYPED_BY_INPUT else ()
+        for value in values:
+            if value is not None and value.name and value.type is None:
+                return f"the type of '{value.name}' at {node.domain}::{node.op_type} is not known"
     return ""
 
 
