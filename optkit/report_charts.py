@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -95,13 +96,15 @@ def log_width(change: float | None) -> float:
 
 def is_share(evaluation: Evaluation) -> bool:
     """Whether the metric is a share, of samples or of labels, by the names that `optkit.metrics` gives."""
-    return evaluation.metric.startswith(("top", "f1"))
+    return re.match(r"top\d|f1", evaluation.metric) is not None
 
 
 def interval(evaluation: Evaluation) -> Interval | None:
     """Return the gain or loss with its interval as it is drawn, zero always on the axis; None if it is not finite."""
     scale, unit = (100.0, " points") if is_share(evaluation) else (1.0, "")
-    gain, low, high = (-scale * number for number in (evaluation.drop, evaluation.interval[1], evaluation.interval[0]))
+    gain, low, high = (
+        -scale * number + 0.0 for number in (evaluation.drop, evaluation.interval[1], evaluation.interval[0])
+    )
     if not all(math.isfinite(number) for number in (gain, low, high)):
         return None
     left, right = min(low, gain, 0.0), max(high, gain, 0.0)
@@ -112,10 +115,11 @@ def interval(evaluation: Evaluation) -> Interval | None:
         return 100 * (number - left) / (right - left)
 
     marks = tuple(
-        (place(number), f"{number:+.4g}" if abs(number) > 1e-9 * margin else "0") for number in ticks(left, right)
+        (place(number), signed(number if abs(number) > 1e-9 * margin else 0.0)) for number in ticks(left, right)
     )
     loss = f"{abs(gain):.3g}{unit} {'worse' if gain < 0 else 'better'}" if gain else "No difference"
-    words = f"{loss}, 95 % interval from {low:+.3g} to {high:+.3g}{unit}. Worse is to the left, better to the right."
+    span = f"95 % interval from {signed(low)} to {signed(high)}{unit}" if high > low else "in every resample as well"
+    words = f"{loss}, {span}. Worse is to the left, better to the right."
     return Interval(place(low), place(high), place(gain), place(0.0), marks, words)
 
 
@@ -125,3 +129,8 @@ def ticks(low: float, high: float) -> list[float]:
     step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6)
     first, last = math.ceil(low / step), math.floor(high / step)
     return [number * step for number in range(first, last + 1)]
+
+
+def signed(number: float) -> str:
+    """Return a number with its sign, and zero without one."""
+    return f"{number:+.3g}" if number else "0"

@@ -1,7 +1,7 @@
 """The report as one HTML page: no network, readable without a script, the same bytes for the same report.
 
-Everything that comes from a model (names, operators, messages) is untrusted: it is escaped, stripped of characters that
-do not print, and cut; every list is bounded, so that a model of any size gives a page of bounded size.
+Everything that comes from a model (names, operators, messages) is untrusted: it is escaped, rid of characters that do
+not print, and cut; every list is bounded, so that a model of any size gives a page of bounded size.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from optkit.report_charts import by_bound, by_op_type, dtypes, interval, is_shar
 
 if TYPE_CHECKING:
     from optkit.evaluate import Evaluation
-    from optkit.report import CostSummary, Report
+    from optkit.report import CostSummary, Execution, Report
 
 MOST_GROUPS = 150
 MOST_ROWS = 60  # of every other list
 LONGEST_TEXT = 160
-
-
+UNBROKEN_SPACE = "\N{NO-BREAK SPACE}"
 TIMES, TO = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 
 
@@ -57,6 +56,7 @@ def render_html(report: Report) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
+        finalize=visible,
     )
     environment.filters.update(
         size=units.size,
@@ -78,7 +78,7 @@ def render_html(report: Report) -> bytes:
         script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         headline=headline(report),
         cards=cards(report),
-        accuracy=[(item, metric(item, item.reference), metric(item, item.candidate)) for item in report.accuracy],
+        measured=measured(report),
         interval=interval,
         metric_label=metric_label,
         nodes=slowest(report.cost),
@@ -94,12 +94,17 @@ def render_html(report: Report) -> bytes:
     return page.encode("utf-8")
 
 
+def visible(value: Any) -> Any:
+    """Return text with every character replaced that does not print: controls, bidirectional overrides, surrogates."""
+    if type(value) is not str or value.isprintable():  # markup is the template's own
+        return value
+    return "".join(c if c.isprintable() or c == UNBROKEN_SPACE else "\N{REPLACEMENT CHARACTER}" for c in value)
+
+
 def clip(text: object, limit: int = LONGEST_TEXT) -> str:
-    """Return untrusted text with what does not print replaced, and its middle left out where it is too long."""
+    """Return untrusted text with its middle left out where it is too long."""
     text = str(text)
-    if len(text) > limit:
-        text = f"{text[: limit // 2]}…{text[-(limit // 2 - 1) :]}"
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-(limit // 2 - 1) :]}"
 
 
 def tail(text: object, limit: int) -> str:
@@ -114,7 +119,7 @@ def tail(text: object, limit: int) -> str:
 
 def unbroken(text: str) -> str:
     """Return text in which a number and its unit stay on one line."""
-    return re.sub(r"(?<=\d) (?=(%|[KMG]?B|[mµ]?[sJ]|dB|[kMG])(?![\w]))", "\N{NO-BREAK SPACE}", text)
+    return re.sub(r"(?<=\d) (?=(%|[KMG]?B|[mµ]?[sJ]|dB|[kMG])(?![\w]))", UNBROKEN_SPACE, text)
 
 
 def headline(report: Report) -> tuple[str, ...]:
@@ -174,7 +179,7 @@ def _accuracy_card(report: Report) -> Card:
         after, before = metric(first, first.candidate), metric(first, first.reference)
         return Card(f"Accuracy, {metric_label(first)}", after, before, verdict(first), f"on {first.n} samples")
     if not report.executions:
-        return Card("Accuracy", "unknown", units.MISSING, "", "the package was not run")
+        return Card("Accuracy", "unknown", "", "", "the package was not run")
     fidelity = report.executions[0].fidelity
     note = f"on {fidelity.samples} samples, no labels given"
     if fidelity.top1_agreement is not None:
@@ -197,6 +202,15 @@ def spread(cost: CostSummary) -> str:
     """Return the error band of a predicted time, the unit once where it is the same."""
     low, high = units.duration(cost.low_seconds), units.duration(cost.high_seconds)
     return f"{low.split()[0]}{TO}{high}" if low.split()[-1] == high.split()[-1] else f"{low} {TO} {high}"
+
+
+def measured(report: Report) -> list[tuple[Evaluation, str, str, Execution]]:
+    """Return every evaluation with its values before and after, and the execution it comes from."""
+    return [
+        (item, metric(item, item.reference), metric(item, item.candidate), execution)
+        for execution in report.executions
+        for item in execution.accuracy
+    ]
 
 
 def in_words(evaluation: Evaluation) -> str:

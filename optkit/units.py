@@ -27,22 +27,21 @@ def count(value: float) -> str:
 
 def duration(seconds: float | None) -> str:
     """Return seconds as a person reads them."""
-    if seconds is None:
-        return MISSING
-    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
+    return _scaled(seconds, "s")
 
 
 def energy(joules: float | None) -> str:
     """Return joules as a person reads them."""
-    if joules is None:
+    return _scaled(joules, "J")
+
+
+def _scaled(value: float | None, unit: str) -> str:
+    """Return a quantity in its unit or in thousandths or millionths of it, three digits, never an exponent."""
+    if value is None:
         return MISSING
-    for unit, scale in (("J", 1.0), ("mJ", 1e-3)):
-        if joules >= scale:
-            return f"{joules / scale:.3g} {unit}"
-    return f"{joules * 1e6:.3g} µJ"
+    prefix, scale = next(((p, s) for p, s in (("", 1.0), ("m", 1e-3)) if value >= 0.9995 * s), ("µ", 1e-6))
+    number = value / scale
+    return f"{number:.0f} {prefix}{unit}" if number >= 99.95 else f"{number:.3g} {prefix}{unit}"
 
 
 def decibel(value: float | None) -> str:
