@@ -69,7 +69,8 @@ def observe(
 def _add(histogram: Histogram, value: np.ndarray, name: str, index: int) -> None:
     if not value.size:
         return
-    low, high = float(value.min()), float(value.max())  # NaN if there is one
+    with np.errstate(invalid="ignore"):
+        low, high = float(value.min()), float(value.max())  # NaN if there is one
     if not (np.isfinite(low) and np.isfinite(high)):
         kind = "NaN" if np.isnan(low) or np.isnan(high) else "infinite"
         raise InputError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-BINS = 4096  # both sides of 0 together
+BINS = 8192  # both sides of 0 together
 
 
 @dataclass
@@ -157,7 +157,7 @@ def _mse_bound(
     return float(edges[np.argmin(clipped + rounding)])
 
 
-ENTROPY_CANDIDATES = 64  # bounds tried on each side
+ENTROPY_BINS, ENTROPY_CANDIDATES = 2048, 128  # resolution, and ranges tried
 
 
 def entropy_range(histogram: Histogram, steps: int, *, symmetric: bool) -> Range:
@@ -165,20 +165,24 @@ def entropy_range(histogram: Histogram, steps: int, *, symmetric: bool) -> Range
 
     As in TensorRT's calibration (Migacz, GTC 2017): the reference distribution carries what lies outside the range in
     its outermost bins, the quantized one is built without it and spreads each level's count over those of its bins that
-    are occupied. Zeros are left out of both. The upper bound is chosen first, then the lower one. Where fewer bins are
-    occupied than there are levels the divergence says nothing, and the range is the exact one.
+    are occupied. Zeros are left out of both. Ranges from one bin per level up to the exact one are tried, both bounds
+    in proportion. Where fewer bins are occupied than there are levels the divergence says nothing: the exact range.
     """
-    if np.count_nonzero(histogram.counts) <= steps + 1:
-        return minmax_range(histogram)
-    half, width = BINS // 2, histogram.width
-    counts = histogram.counts.astype(np.float64)
+    counts, width = histogram.counts.astype(np.float64), histogram.width
     if symmetric:
-        magnitude = np.concatenate([np.zeros(half), counts[half:] + counts[:half][::-1]])
-        bins = _best_bound(magnitude, 0, _extent(magnitude[half:]), steps // 2)
-        bound = min(bins * width, max(-histogram.low, histogram.high))
-        return -bound, bound
-    high = _best_bound(counts, _extent(counts[:half][::-1]), _extent(counts[half:]), steps)
-    low = _best_bound(counts[::-1], high, _extent(counts[:half][::-1]), steps)
+        counts = (counts + counts[::-1]) / 2
+    while _extent(counts[: counts.size // 2][::-1]) + _extent(counts[counts.size // 2 :]) > ENTROPY_BINS:
+        counts, width = counts.reshape(-1, 2).sum(axis=1), width * 2
+    if np.count_nonzero(counts) <= steps + 1:
+        return minmax_range(histogram)
+    half = counts.size // 2
+    below, above = _extent(counts[:half][::-1]), _extent(counts[half:])
+    shares = np.linspace(min(1.0, (steps + 1) / (below + above)), 1.0, ENTROPY_CANDIDATES)
+    bins = [(round(below * share), round(above * share)) for share in shares]
+    low, high = bins[int(np.argmin([_divergence(counts, *pair, steps) for pair in bins]))]
+    bound = max(-histogram.low, histogram.high)
+    if symmetric:
+        return -min(bound, high * width), min(bound, high * width)
     return max(histogram.low, -low * width), min(histogram.high, high * width)
 
 
@@ -188,17 +192,9 @@ def _extent(counts: np.ndarray) -> int:
     return int(occupied[-1]) + 1 if occupied.size else 0
 
 
-def _best_bound(counts: np.ndarray, below: int, extent: int, steps: int) -> int:
-    """Return the upper bound, in bins above 0, of the smallest divergence; the lower bound stays ``below`` bins."""
-    smallest = min(extent, max(1, steps + 1 - below))  # with fewer bins than levels nothing is lost inside the range
-    candidates = np.unique(np.linspace(smallest, extent, ENTROPY_CANDIDATES).astype(int)) if extent else np.array([0])
-    divergences = [_divergence(counts, below, int(above), steps) for above in candidates]
-    return int(candidates[np.argmin(divergences)])
-
-
 def _divergence(counts: np.ndarray, below: int, above: int, steps: int) -> float:
     """Return KL(reference || quantized) for the range of ``below`` bins under 0 and ``above`` bins over it."""
-    first, last = BINS // 2 - below, BINS // 2 + above
+    first, last = counts.size // 2 - below, counts.size // 2 + above
     inside = counts[first:last]
     if not inside.any():
         return np.inf
@@ -211,4 +207,6 @@ def _divergence(counts: np.ndarray, below: int, above: int, steps: int) -> float
     quantized = np.where(inside > 0, spread[level], 0.0)
     p, q = reference / reference.sum(), quantized / quantized.sum()
     seen = p > 0
-    return float((p[seen] * np.log(p[seen] / np.maximum(q[seen], 1e-12))).sum())
+    divergence = float((p[seen] * np.log(p[seen] / np.maximum(q[seen], 1e-12))).sum())
+    freedom = np.count_nonzero(inside) - np.count_nonzero(occupied)  # 2 n KL of equal distributions is chi-squared
+    return divergence - float(freedom / (2 * reference.sum()))

@@ -117,7 +117,7 @@ def choose_qparams(
     below = np.minimum(np.asarray(low, np.float64), 0.0)
     above = np.maximum(np.asarray(high, np.float64), 0.0)
     if not (np.isfinite(below).all() and np.isfinite(above).all()):
-        raise InputError("it holds values that are not finite and cannot be quantized", where=f"tensor '{name}'")
+        raise _not_finite(name)
     if grid.symmetric:
         above = np.maximum(-below, above)
         below = -above
@@ -156,7 +156,7 @@ def quantize(values: np.ndarray, params: QuantParams, *, name: str = "") -> np.n
         InputError: A value is NaN or infinite.
     """
     if not np.isfinite(values).all():
-        raise InputError("it holds values that are not finite and cannot be quantized", where=f"tensor '{name}'")
+        raise _not_finite(name)
     scale, zero_point = (
         _aligned(array, values.ndim, params.granularity) for array in (params.scale, params.zero_point)
     )
@@ -176,11 +176,13 @@ def quantize_bias(bias: np.ndarray, scale: np.ndarray, *, name: str = "") -> np.
     """Return ``round(bias / scale)`` as int32, where ``scale`` is input scale times weight scale, shape [] or [M].
 
     Raises:
-        InputError: A value does not fit in 32 bits; ``bias_scale_floor`` prevents that.
+        InputError: A value is NaN or infinite, or does not fit in 32 bits; ``bias_scale_floor`` prevents the latter.
     """
+    if not np.isfinite(bias).all():
+        raise _not_finite(name)
     rounded = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
     if not (np.abs(rounded) < 2.0**31).all():
-        raise InputError("a bias does not fit in 32 bits at its scale")
+        raise InputError("it does not fit in 32 bits at its scale", where=f"tensor '{name}'")
     return rounded.astype(np.int32)
 
 
@@ -190,6 +192,10 @@ def bias_scale_floor(bias: np.ndarray, input_scale: np.ndarray) -> np.ndarray:
     One bit less than int32 holds: the accumulator must take the products on top of the bias.
     """
     return np.asarray(np.abs(bias.astype(np.float64)) / (input_scale.astype(np.float64) * 2.0**30))
+
+
+def _not_finite(name: str) -> InputError:
+    return InputError("it holds values that are not finite and cannot be quantized", where=f"tensor '{name}'")
 
 
 def _aligned(array: np.ndarray, rank: int, granularity: Granularity) -> np.ndarray:

@@ -77,6 +77,8 @@ def why_float(node: ir.Node, inputs: tuple[int, ...]) -> str:
         producer = value.producer()
         if producer is not None and producer.op_type == "DequantizeLinear":
             return f"input '{value.name}' is already quantized"
+        if value.is_initializer() and value.is_graph_input():
+            return f"input '{value.name}' is a default that a caller may override"
         if value.dtype is not None and value.dtype != ir.DataType.FLOAT:
             return f"input '{value.name}' is {value.dtype.name.lower()}, not float32"
     return ""

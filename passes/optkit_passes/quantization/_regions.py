@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from optkit.graph import is_constant
+from optkit.graph import is_constant, is_unused
 
 from ._layers import (
     ARITHMETIC_OPS,
@@ -54,6 +54,10 @@ class Plan:
     groups: dict[ir.Value, list[ir.Value]] = field(default_factory=dict)
     sources: dict[ir.Value, list[ir.Value]] = field(default_factory=dict)
 
+    def transposes(self) -> list[ir.Node]:
+        """Return the nodes that swap the axes of a constant weight; what stands for them is written anew."""
+        return list(dict.fromkeys(layer.transpose for layer in self.layers.values() if layer.transpose is not None))
+
     def read_as_integer(self, node: ir.Node, index: int) -> bool:
         """Whether the node takes its input at ``index`` as integers."""
         if node in self.layers:
@@ -88,9 +92,8 @@ def plan_regions(graph: ir.Graph, excluded: Mapping[ir.Node, str]) -> Plan:
         else:
             plan.glue[node] = found
     _settle(graph, plan)
-    for layer in plan.layers.values():
-        if layer.transpose is not None:
-            plan.reasons.pop(layer.transpose, None)
+    for node in plan.transposes():
+        plan.reasons.pop(node, None)
     _collect(graph, plan)
     _share_scales(plan)
     return plan
@@ -178,7 +181,7 @@ def _collect(graph: ir.Graph, plan: Plan) -> None:
         for value in (node.inputs[index] for index in indices):
             if value is not None and value not in fused:
                 plan.quantized[value] = None
-        for output in node.outputs:
+        for output in (output for output in node.outputs if not is_unused(output)):
             is_integer = origin.get(output) == INTEGER and output not in fused
             if is_integer or (node in plan.glue and output not in fused):
                 plan.quantized[output] = None
@@ -199,10 +202,10 @@ def _share_scales(plan: Plan) -> None:
     for node, indices in plan.glue.items():
         if node.op_type in MOVEMENT_OPS:
             moved.update(node.outputs)
-            values = [node.inputs[index] for index in indices]
-            for value in [*values, *node.outputs]:
-                if value is not None and value in parent:
-                    parent[root(value)] = root(node.outputs[0])
+            values = [*(node.inputs[index] for index in indices), *node.outputs]
+            tied = [value for value in values if value is not None and value in parent]
+            for value in tied[1:]:
+                parent[root(value)] = root(tied[0])
     groups: dict[ir.Value, list[ir.Value]] = {}
     for value in plan.quantized:
         groups.setdefault(root(value), []).append(value)

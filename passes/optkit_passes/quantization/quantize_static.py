@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
@@ -54,41 +55,20 @@ class QuantizeStatic(Pass):
         plan, histograms = self._calibrate(model, context)
         params = {value: self._params(value, plan, histograms, activations) for value in plan.quantized}
         tables = [node for node in model.graph if self.embeddings and embedding_table(node) is not None]
-        for node, reason in plan.reasons.items():
-            if node not in tables:
-                context.missed(node, reason)
+        for node in (node for node in plan.reasons if node not in tables):
+            context.missed(node, plan.reasons[node])
+        if not plan.layers and not tables:
+            return
         picked = {node.inputs[0] for node in tables}
         shared = {layer.stored for layer in plan.layers.values() if layer.stored is not None and layer.stored in picked}
         writer = QdqWriter(model, weights, per_channel=per_channel, shared=shared)
-        transposes = [layer.transpose for layer in plan.layers.values() if layer.transpose is not None]
-        constants = [
-            value
-            for node in dict.fromkeys([*plan.layers, *plan.glue, *tables, *transposes])
-            for value in node.inputs
-            if value is not None and is_constant(value)
-        ]
-        input_scales = {node: params[node.inputs[0]].scale for node in plan.layers if node.inputs[0] in params}
-        for value in plan.quantized:
-            if is_constant(value):
-                writer.constant(value, params[value], plan)
-            else:
-                writer.pair(value, params[value], plan)
-        for node, layer in plan.layers.items():
-            if layer.weight is None:
-                context.applied(node, "activations in 8 bits")
-                continue
-            written = writer.layer(layer, input_scales[node])
-            widened = f", {written.widened} of them widened so that the bias fits" if written.widened else ""
-            context.applied(node, f"{written.elements} weights in 8 bits with {written.scales} scales{widened}")
-        for node in plan.glue:
-            context.applied(node, "computed on integers")
+        constants = _constants([*plan.layers, *plan.glue, *tables, *plan.transposes()])
+        _write(plan, params, writer, context)
         for node in tables:
             writer.embedding(node)
             context.applied(node, "table stored in 8 bits")
-        for value in plan.quantized:
-            _remove_clamp(value, params[value], plan, context)
-        remove(transposes)
-        for value in dict.fromkeys(constants):
+        remove(plan.transposes())
+        for value in constants:
             if is_unused(value):
                 model.graph.initializers.pop(value.name or "", None)
             elif value.dtype == ir.DataType.FLOAT:
@@ -106,17 +86,14 @@ class QuantizeStatic(Pass):
             wanted = dict.fromkeys(value.name or "" for value in computed if value.name not in histograms)
             if wanted:
                 histograms |= observe(model, wanted, context.calibration, track=context.track)
-            useless = {
-                value: "has no elements" if histograms[value.name or ""].empty else "is 0"
-                for value in computed
-                if histograms[value.name or ""].low >= 0.0 >= histograms[value.name or ""].high
-            }
-            if not useless:
-                break
-            for value, what in useless.items():
-                for node in [use.node for member in plan.groups[value] for use in member.uses()] + [value.producer()]:
+            useless = [value for value in computed if _is_useless(value, plan, histograms)]
+            for value in useless:
+                what = "has no elements" if histograms[value.name or ""].empty else "is 0"
+                for node in [value.producer(), *(use.node for member in plan.groups[value] for use in member.uses())]:
                     if node is not None:
                         excluded[node] = f"tensor '{value.name}' {what} in every calibration sample"
+            if not useless:
+                break
         if histograms and context.calibration is not None and len(context.calibration) == 1:
             context.missed("calibration", "one sample only: ranges seen in it may be too narrow for others")
         return plan, histograms
@@ -128,6 +105,40 @@ class QuantizeStatic(Pass):
         histogram = found[0] if len(found) == 1 else merged(found)
         low, high = estimate_range(histogram, self.range_method, activations, self.percentile)
         return choose_qparams(low, high, activations, name=value.name or "")
+
+
+def _write(plan: Plan, params: dict[ir.Value, QuantParams], writer: QdqWriter, context: Context) -> None:
+    """Turn everything in the plan into integers, layers in graph order."""
+    input_scales = {node: params[node.inputs[0]].scale for node in plan.layers if node.inputs[0] in params}
+    for value in plan.quantized:
+        if is_constant(value):
+            writer.constant(value, params[value], plan)
+        else:
+            writer.pair(value, params[value], plan)
+    for node, layer in plan.layers.items():
+        if layer.weight is None:
+            context.applied(node, "activations in 8 bits")
+            continue
+        written = writer.layer(layer, input_scales[node])
+        widened = f", {written.widened} of them widened so that the bias fits" if written.widened else ""
+        context.applied(node, f"{written.elements} weights in 8 bits with {written.scales} scales{widened}")
+    for node in plan.glue:
+        if not (node.op_type in CLAMP_OPS and _remove_clamp(node, params, plan, context)):
+            context.applied(node, "computed on integers")
+    for value in plan.quantized:
+        producer = value.producer()
+        if producer is not None and producer.op_type in CLAMP_OPS and producer not in plan.glue:
+            _remove_clamp(producer, params, plan, context)
+
+
+def _constants(nodes: Iterable[ir.Node]) -> list[ir.Value]:
+    found = (value for node in nodes for value in node.inputs if value is not None and is_constant(value))
+    return list(dict.fromkeys(found))
+
+
+def _is_useless(value: ir.Value, plan: Plan, histograms: dict[str, Histogram]) -> bool:
+    """Whether neither the value nor what it shares its scale with was ever other than 0."""
+    return all(h.low >= 0.0 >= h.high for h in (_histogram(source, histograms) for source in plan.sources[value]))
 
 
 def _histogram(value: ir.Value, histograms: dict[str, Histogram]) -> Histogram:
@@ -168,21 +179,20 @@ def _remark_bodies(model: ir.Model, context: Context) -> None:
             context.missed(node, "inside the body of a control-flow node, where activations cannot be observed")
 
 
-def _remove_clamp(value: ir.Value, params: QuantParams, plan: Plan, context: Context) -> None:
-    """Remove a Relu or Clip that only feeds a quantizer which clamps at the same bounds."""
-    node = value.producer()
-    if node is None or node.op_type not in CLAMP_OPS or why_float(node, (0,)):
-        return
-    bounds, source = clamp_bounds(node), node.inputs[0]
-    if bounds is None or source is None or source in plan.quantized or value.is_graph_output():
-        return
+def _remove_clamp(node: ir.Node, params: dict[ir.Value, QuantParams], plan: Plan, context: Context) -> bool:
+    """Remove a Relu or Clip that only feeds a quantizer which clamps at the same bounds; return whether it went."""
+    value, bounds, source = node.outputs[0], clamp_bounds(node), node.inputs[0]
+    if bounds is None or source is None or source in plan.quantized or value.is_graph_output() or why_float(node, (0,)):
+        return False
     uses = list(value.uses())
     if len(uses) != 1 or uses[0].node.op_type != "QuantizeLinear":
-        return
-    limits = ir.DataType.from_numpy(params.grid.dtype)
+        return False
+    limits = ir.DataType.from_numpy(params[value].grid.dtype)
     with np.errstate(over="ignore"):
-        low, high = (np.rint(np.float32(bound) / params.scale) + params.zero_point for bound in bounds)
-    if low <= limits.min and high >= limits.max:
-        uses[0].node.replace_input_with(0, source)
-        context.applied(node, f"removed: the quantizer of '{value.name}' clamps at the same bounds")
-        remove(node)
+        low, high = (np.rint(np.float32(bound) / params[value].scale) + params[value].zero_point for bound in bounds)
+    if low > limits.min or high < limits.max:
+        return False
+    uses[0].node.replace_input_with(0, source)
+    context.applied(node, f"removed: the quantizer of '{value.name}' clamps at the same bounds")
+    remove(node)
+    return True
