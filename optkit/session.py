@@ -157,7 +157,7 @@ def _lendable(tensor: ir.TensorProtocol) -> bool:
 
 
 # What onnxruntime's ORT_ENFORCE puts before its sentence: file:line function(arguments) qualifiers.
-_SOURCE_LOCATION = re.compile(r"\S+\.(?:h|cc|cpp):\d+ [^\s(]+(?:\(\))?(?:\([^)]*\))?(?: const)? ")
+_SOURCE_LOCATION = re.compile(r"\S+\.(?:h|cc|cpp):\d+ [^\s(]+(?:\(\))?(?:\([^)]*\))?(?: const)? (?:\[with [^]]*\] )?")
 
 
 def _first_line(error: Exception) -> str:
