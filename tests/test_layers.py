@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from optkit.pipeline import Effect, Pass
-from optkit.plugins import pass_class, pass_names, target_files
+from optkit.plugins import pass_class, target_files
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"optkit": ROOT / "optkit", "optkit_passes": ROOT / "passes", "optkit_targets": ROOT / "targets"}
+PASSES = sorted(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["optkit.passes"])
 MOST_LINES, MANY_LINES = 500, 400
 
 # Makers, cores and tools of devices; the names of installed targets are added to them.
@@ -107,9 +108,8 @@ def test_the_layering_test_sees_every_way_to_import() -> None:
 
 
 def test_the_core_names_no_pass_and_no_device() -> None:
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
     devices = {name for name in target_files() if name != "host"}
-    names = set(scripts["optkit.passes"]) | devices | DEVICE_WORDS
+    names = {*PASSES} | devices | DEVICE_WORDS
     found = {
         f"{relative(file)}: {word!r} in {literal!r}"
         for file in sources("optkit")
@@ -175,7 +175,7 @@ def test_plugins_are_listed_without_loading_them() -> None:
     )
 
 
-@pytest.mark.parametrize("name", pass_names())
+@pytest.mark.parametrize("name", PASSES)
 def test_every_pass_says_what_it_does_and_how_far_it_moves_the_outputs(name: str) -> None:
     cls = pass_class(name)
     first = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
@@ -186,7 +186,7 @@ def test_every_pass_says_what_it_does_and_how_far_it_moves_the_outputs(name: str
         assert re.fullmatch(r"[a-z][a-z0-9_]*", option)
 
 
-@pytest.mark.parametrize("name", pass_names())
+@pytest.mark.parametrize("name", PASSES)
 def test_every_pass_is_a_file_of_its_own_name_and_an_exact_one_has_a_golden_file(name: str) -> None:
     file = f"{name.replace('-', '_')}"
     cls = pass_class(name)
