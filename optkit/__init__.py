@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from optkit.compiler import compile  # noqa: A004  # the public name of the main job
     from optkit.errors import (
         BudgetError,
         GateError,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     )
     from optkit.model import load, save
     from optkit.pipeline import Context, Effect, Pass, Pipeline, Remark
+    from optkit.report import Report
     from optkit.target import Target, load_target
 
 __version__ = "0.1.0"
@@ -35,7 +37,9 @@ _HOME = {
     "Pipeline": "pipeline",
     "Remark": "pipeline",
     "Target": "target",
+    "Report": "report",
     "VerificationError": "errors",
+    "compile": "compiler",
     "load": "model",
     "load_target": "target",
     "save": "model",
@@ -52,9 +56,11 @@ __all__ = [
     "Pass",
     "Pipeline",
     "Remark",
+    "Report",
     "Target",
     "VerificationError",
     "__version__",
+    "compile",
     "load",
     "load_target",
     "save",

@@ -48,7 +48,7 @@ class Artifact:
     Attributes:
         directory: Folder of the package.
         entry: The file to load, relative to it.
-        files: Every file of the artifact, relative to it, the entry included.
+        files: Every file that the device needs, relative to it, the entry included; their sum is the reported size.
         manifest: Keys for the package's ``manifest.json`` that the artifact's own loader wants.
     """
 

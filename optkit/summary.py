@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -95,7 +96,7 @@ def summarize(
         accuracy=assessment.accuracy,
         cost_before=before,
         cost=after,
-        calibration=context.calibration.source if context.calibration is not None else "none",
+        calibration=Path(context.calibration.source).name if context.calibration is not None else "none",
         gates=check_gates(gates, artifact_bytes, after, assessment),
         notices=tuple(dict.fromkeys(notices)),
     )

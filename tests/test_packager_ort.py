@@ -89,7 +89,7 @@ def files(directory: Path) -> dict[str, bytes]:
 def test_the_layout_is_that_of_a_model_package(tmp_path: Path, packager: OrtPackager, a53: Target) -> None:
     artifact = packager.package(with_weights(FLOAT), a53, tmp_path)
     assert artifact.entry == "model/cpu/model.onnx"
-    assert artifact.files == ("model/component.json", "model/cpu/model.onnx")
+    assert artifact.files == ("model/cpu/model.onnx",)
     assert artifact.manifest == {"schema_version": "1.0", "layout": "portable", "components": {"model": "model"}}
     variant = json.loads((tmp_path / "model" / "component.json").read_text())["variants"]["cpu"]
     assert variant == {
@@ -121,7 +121,7 @@ def test_large_weights_lie_beside_the_model(
 ) -> None:
     monkeypatch.setattr(optkit.model, "EXTERNAL_DATA_BYTES", 100)
     artifact = packager.package(with_weights(FLOAT), a53, tmp_path)
-    assert artifact.files == ("model/component.json", "model/cpu/model.onnx", "model/cpu/model.onnx.data")
+    assert artifact.files == ("model/cpu/model.onnx", "model/cpu/model.onnx.data")
     x = np.ones((1, 3, 8, 8), np.float32)
     (result,) = packager.executors(load_target("host"))[0].load(artifact)([{"x": x}])
     assert np.abs(result["y"]).max() > 0
@@ -170,7 +170,7 @@ def write(goal: Path, model: ir.Model, target: Target) -> Artifact:
 def test_a_written_package_opens_and_runs(tmp_path: Path, packager: OrtPackager, a53: Target) -> None:
     artifact = write(tmp_path / "net", with_weights(FLOAT), a53)
     assert artifact.entry == "model/cpu/model.onnx"
-    assert artifact.files == ("model/component.json", "model/cpu/model.onnx")
+    assert artifact.files == ("model/cpu/model.onnx",)
     assert check_hashes(open_package(tmp_path / "net")) == []
 
 

@@ -60,6 +60,8 @@ def main() -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         code = app(arguments, prog_name="optkit", standalone_mode=False)
+        if code == INTERRUPTED:  # the option parser catches Ctrl-C itself
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", INTERRUPTED, as_json, {"error": "interrupted", "exit_code": INTERRUPTED})

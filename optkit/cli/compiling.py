@@ -71,7 +71,7 @@ def compile(  # noqa: A001  # the command's name
     """Compile a model for a device: rewrite, quantize, verify, package, and report what it costs there."""
     from optkit.cli import report as printed
     from optkit.cli import show
-    from optkit.compile import compile as run
+    from optkit.compiler import compile as run
     from optkit.summary import Gates
 
     gates = Gates(

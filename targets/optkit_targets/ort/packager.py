@@ -56,7 +56,7 @@ class OrtPackager(Packager):
         component = {"component_name": COMPONENT, "variants": {VARIANT: variant}}
         description = directory / COMPONENT / "component.json"
         description.write_text(json.dumps(component, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        files = sorted(path.relative_to(directory).as_posix() for path in [*written, description])
+        files = sorted(path.relative_to(directory).as_posix() for path in written)
         manifest = {"schema_version": "1.0", "layout": "portable", "components": {COMPONENT: COMPONENT}}
         return Artifact(directory, written[0].relative_to(directory).as_posix(), tuple(files), manifest)
 
@@ -77,7 +77,7 @@ class OrtPackager(Packager):
             raise InputError("the component description is damaged", where=str(description)) from error
         if not entry.resolve().is_relative_to(directory.resolve()) or not entry.is_file():
             raise InputError(f"the package's model '{entry.name}' is missing", where=str(description))
-        files = sorted(p.relative_to(directory).as_posix() for p in (directory / COMPONENT).rglob("*") if p.is_file())
+        files = sorted(p.relative_to(directory).as_posix() for p in entry.parent.iterdir() if p.is_file())
         keys = {key: value for key, value in manifest.items() if key != "additional_metadata"}
         return Artifact(directory, entry.relative_to(directory).as_posix(), tuple(files), keys)
 
