@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from optkit.report_charts import by_bound, by_op_type, dtypes, interval, is_shar
 if TYPE_CHECKING:
     from optkit.evaluate import Evaluation
     from optkit.report import CostSummary, Execution, Report
+    from optkit.verify import Fidelity
 
 MOST_GROUPS = 150
 MOST_ROWS = 60  # of every other list
@@ -132,11 +133,13 @@ def headline(report: Report) -> tuple[str, ...]:
     if report.accuracy:
         clauses.append(in_words(report.accuracy[0]))
     elif report.executions:
-        fidelity = report.executions[0].fidelity
+        fidelity, samples = largest(report.executions), f"on {largest(report.executions).samples} samples"
         if fidelity.top1_agreement is not None:
-            clauses.append(f"same top-1 as the original on {units.share(fidelity.top1_agreement)} of the rows")
+            clauses.append(
+                f"same top-1 as the original in {units.share(fidelity.top1_agreement)} of the rows {samples}"
+            )
         else:
-            clauses.append(f"SQNR against the original {units.decibel(fidelity.sqnr_db)}")
+            clauses.append(f"SQNR against the original {units.decibel(fidelity.sqnr_db)} {samples}")
         clauses.append("accuracy not measured")
     return tuple(clauses)
 
@@ -180,7 +183,7 @@ def _accuracy_card(report: Report) -> Card:
         return Card(f"Accuracy, {metric_label(first)}", after, before, verdict(first), f"on {first.n} samples")
     if not report.executions:
         return Card("Accuracy", "unknown", "", "", "the package was not run")
-    fidelity = report.executions[0].fidelity
+    fidelity = largest(report.executions)
     note = f"on {fidelity.samples} samples, no labels given"
     if fidelity.top1_agreement is not None:
         return Card("Top-1 agreement", units.share(fidelity.top1_agreement), "", "with the original", note)
@@ -202,6 +205,11 @@ def spread(cost: CostSummary) -> str:
     """Return the error band of a predicted time, the unit once where it is the same."""
     low, high = units.duration(cost.low_seconds), units.duration(cost.high_seconds)
     return f"{low.split()[0]}{TO}{high}" if low.split()[-1] == high.split()[-1] else f"{low} {TO} {high}"
+
+
+def largest(executions: Sequence[Execution]) -> Fidelity:
+    """Return the fidelity over the most samples, the first of equals: an emulator runs only a few."""
+    return max((execution.fidelity for execution in executions), key=lambda fidelity: fidelity.samples)
 
 
 def measured(report: Report) -> list[tuple[Evaluation, str, str, Execution]]:

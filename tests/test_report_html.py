@@ -160,10 +160,15 @@ def test_the_headline_says_the_result_in_plain_words() -> None:
 
 def test_the_headline_does_without_labels() -> None:
     bare = report(accuracy=(), executions=(Execution("here", "native", BITEQUAL),))
-    assert headline(bare)[2:] == ("same top-1 as the original on 100.0 % of the rows", "accuracy not measured")
+    assert headline(bare)[2:] == (
+        "same top-1 as the original in 100.0 % of the rows on 4 samples",
+        "accuracy not measured",
+    )
+    few = Execution("emulator", "emulated", Fidelity(20.0, 0.9, 1.0, 0.5, 2))
+    assert headline(report(accuracy=(), executions=(few, *bare.executions))) == headline(bare)
     unranked = dataclasses.replace(BITEQUAL, top1_agreement=None, sqnr_db=41.23)
     bare = report(accuracy=(), executions=(Execution("here", "native", unranked),))
-    assert headline(bare)[2] == "SQNR against the original 41.2 dB"
+    assert headline(bare)[2] == "SQNR against the original 41.2 dB on 4 samples"
     assert len(headline(report(accuracy=(), executions=()))) == 2
 
 
