@@ -3,7 +3,7 @@
 The key is the operator and the opset that changed it (onnx/defs/*/old.cc against its successor). A change without an
 adapter only added types, optional inputs, or attributes whose default is the old behaviour; all changes up to opset 28
 were read. ``onnx.version_converter`` is not used: it works on the serialized main graph, so that bodies keep their old
-nodes, and weights, ties and metadata do not survive.
+nodes, weights, ties and metadata do not survive, and a linear Upsample comes back with other coordinates.
 """
 
 from __future__ import annotations
