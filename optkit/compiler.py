@@ -15,7 +15,7 @@ from optkit.assess import assess, choose_executors
 from optkit.checking import require_static
 from optkit.dataset import Samples, random_samples, read_samples
 from optkit.model import load, model_file, source_files, source_sha256
-from optkit.pipeline import Context, Pipeline
+from optkit.pipeline import Context, Pipeline, remark_custom
 from optkit.recipe import Recipe, apply_rules, build_passes, digest, lock, read_recipe
 from optkit.report import Report
 from optkit.report_html import render_html
@@ -98,6 +98,7 @@ def compile(
     else:
         samples = random_samples(original, VERIFICATION_SAMPLES)
 
+    remark_custom(original, context)
     compiled = original.clone()
     apply_rules(compiled, wanted.rules, device)
     result = Pipeline(passes, strict=strict).run(compiled, context, list(samples[:VERIFICATION_SAMPLES]))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from optkit.model import dynamic_dims, graph_inputs
+from optkit.pipeline import STANDARD_DOMAINS
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,6 @@ class ModelFacts:
     bytes_by_dtype: Mapping[str, int]
     tied: Mapping[str, int]
     custom_domains: tuple[str, ...]
-
-
-STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training"})
 
 
 def inspect_model(model: ir.Model) -> ModelFacts:

@@ -42,6 +42,8 @@ class Effect:
         return Effect("reassociate", rtol)
 
 
+STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training"})
+
 EXACT = Effect("exact")
 LOSSY = Effect("lossy")
 
@@ -225,6 +227,14 @@ class Pipeline:
                 f"pass '{pass_.name()}' failed with {type(error).__name__}: {error} (ran before it: {ran})",
                 hint="leave it out of the recipe, or run with --debug for the traceback",
             ) from error
+
+
+def remark_custom(model: ir.Model, context: Context) -> None:
+    """Remark on every operator of a domain that ONNX does not define: no pass knows it, so none touches it."""
+    context.pass_name = "load"
+    for node in model.graph.all_nodes():
+        if node.domain not in STANDARD_DOMAINS:
+            context.missed(node, f"an operator of the custom domain '{node.domain}': kept as it is")
 
 
 def count_nodes(model: ir.Model) -> int:

@@ -324,3 +324,18 @@ def test_targets_lists_and_describes_with_sources(cli: Cli) -> None:
     for name in names:
         assert cli("targets", name).code == 0
         assert cli("targets", "test", name).code == 0
+
+
+def test_custom_operators_are_kept_with_a_remark(cli: Cli, tmp_path: Path) -> None:
+    import onnx.parser
+
+    text = """<ir_version: 8, opset_import: ["" : 17, "acme" : 1]> m (float[2] x) => (float[2] y)
+    { a = Identity (x)  b = acme.Spin <turns = 3> (a)  y = Relu (b) }"""
+    model = tmp_path / "strange.onnx"
+    model.write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    done = cli("compile", str(model), "-t", "host", "--precision", "fp32", "-o", str(tmp_path / "d"), "--json")
+    assert done.code == 0, done.err
+    assert done.json["compiled"]["ops"] == {"Relu": 1, "acme::Spin": 1}
+    assert any("not run" in notice for notice in done.json["notices"])
+    remarks = cli("explain", str(tmp_path / "d"), "*Spin*", "--json").json
+    assert [remark["message"] for remark in remarks] == ["an operator of the custom domain 'acme': kept as it is"]
