@@ -75,7 +75,12 @@ def plan_memory(
     Raises:
         InputError: A shape contradicts the model's.
     """
-    return _plan_graph(with_shapes(model, shapes, sample).graph)
+    return plan_static(with_shapes(model, shapes, sample))
+
+
+def plan_static(model: ir.Model) -> Arena:
+    """Return the arena of a model whose values already carry every shape that is known."""
+    return _plan_graph(model.graph)
 
 
 def plan(tensors: Sequence[Lifetime]) -> tuple[int, ...]:

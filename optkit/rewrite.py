@@ -1,4 +1,4 @@
-"""Pattern rewriting: rules of ``pattern``, ``check`` and ``rewrite``, and passes of onnx_ir, with remarks.
+"""Pattern rewriting: rules of ``pattern``, ``check`` and ``rewrite``, with remarks.
 
 The one file that touches onnxscript's matcher. Its rewriter is not used: it folds constants, renames values and removes
 nodes beside the rules, drops the node's name, and takes an initializer that a caller may override for a constant.
@@ -167,30 +167,3 @@ def _replace(graph: ir.Graph, root: ir.Node, delta: Any, taken: set[str]) -> Non
     remove(old_nodes)
     if len(old_values) > 1:
         graph.sort()  # a match with several results has no one place
-
-
-def run_ir_pass(model: ir.Model, ir_pass: Any, context: Context, message: str) -> None:
-    """Run a pass of onnx_ir and derive the remarks from what is gone after it.
-
-    Args:
-        model: The model.
-        ir_pass: An ``onnx_ir.passes.InPlacePass`` that only removes nodes, initializers, functions or opset imports.
-        context: Receives an ``applied`` remark with ``message`` for each.
-        message: The message.
-    """
-    before = _contents(model)
-    ir_pass(model)
-    after = _contents(model)
-    for key, where in before.items():
-        if key not in after:
-            context.applied(where, message)
-
-
-def _contents(model: ir.Model) -> dict[object, ir.Node | ir.Value | str]:
-    found: dict[object, ir.Node | ir.Value | str] = {}
-    for graph in model.graphs():
-        found.update({node: node for node in graph})
-        found.update({value: value for value in graph.initializers.values()})
-    found.update({identifier: "::".join(filter(None, identifier)) for identifier in model.functions})
-    found.update({("opset", domain): domain or "ai.onnx" for domain in model.opset_imports})
-    return found

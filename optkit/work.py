@@ -38,7 +38,12 @@ def describe(
     Raises:
         InputError: A shape contradicts the model's.
     """
-    return _describe(with_shapes(model, shapes, sample).graph, set())
+    return describe_static(with_shapes(model, shapes, sample))
+
+
+def describe_static(model: ir.Model) -> list[Work]:
+    """Return the work of a model whose values already carry every shape that is known (`optkit.shapes.with_shapes`)."""
+    return _describe(model.graph, set())
 
 
 def bytes_by_dtype(model: ir.Model) -> dict[str, int]:

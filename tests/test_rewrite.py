@@ -10,9 +10,10 @@ import pytest
 from onnx_ir.passes import common as ir_passes
 
 from optkit.graph import constant
+from optkit.ir_passes import run_ir_pass
 from optkit.model import load_text
 from optkit.pipeline import EXACT, Context, Effect, Pass, Pipeline
-from optkit.rewrite import USED_ELSEWHERE, Rule, accept, refuse, rewrite, run_ir_pass
+from optkit.rewrite import USED_ELSEWHERE, Rule, accept, refuse, rewrite
 from optkit.session import Session
 
 

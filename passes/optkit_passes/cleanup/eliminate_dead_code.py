@@ -8,7 +8,7 @@ from onnx_ir.passes import common as ir_passes
 
 from optkit import Context, Pass
 from optkit.graph import bodies, is_constant, is_unused, opset
-from optkit.rewrite import run_ir_pass
+from optkit.ir_passes import run_ir_pass
 
 # Operator sets whose operators do nothing but compute their results.
 PURE_DOMAINS = {"", "ai.onnx.ml", "ai.onnx.preview.training", "ai.onnx.training", "com.microsoft"}
