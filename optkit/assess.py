@@ -82,11 +82,8 @@ def assess(
     executions: list[Execution] = []
     accuracy: list[Evaluation] = []
     for executor in executors:
-        if executor.slow:
-            chosen = samples[:SLOW_SAMPLES]
-        else:
-            chosen = samples if measured else samples[:UNLABELLED_SAMPLES]
         scored = measured and not executor.slow
+        chosen = samples if scored else samples[: SLOW_SAMPLES if executor.slow else UNLABELLED_SAMPLES]
         unlabelled = chosen if scored else Samples(chosen.items, chosen.source, random=chosen.random)
         try:
             candidate = executor.load(artifact)

@@ -15,7 +15,6 @@ from optkit.errors import InputError
 from optkit.target import Target
 from optkit.verify import Outputs
 
-
 Run = Callable[[Sequence[Mapping[str, np.ndarray]]], Sequence[Outputs]]
 """Runs samples (arrays by input name) and returns the outputs of each by name."""
 
