@@ -165,8 +165,8 @@ def entropy_range(histogram: Histogram, steps: int, *, symmetric: bool) -> Range
 
     As in TensorRT's calibration (Migacz, GTC 2017): the reference distribution carries what lies outside the range in
     its outermost bins, the quantized one is built without it and spreads each level's count over those of its bins that
-    are occupied. Zeros are left out of both. Ranges from one bin per level up to the exact one are tried, both bounds
-    in proportion. Where fewer bins are occupied than there are levels the divergence says nothing: the exact range.
+    are occupied. Zeros are left out of both. Thresholds on the magnitude are tried, from one bin per level up to the
+    exact range. Where fewer bins are occupied than there are levels the divergence says nothing: the exact range.
     """
     counts, width = histogram.counts.astype(np.float64), histogram.width
     if symmetric:
@@ -177,8 +177,9 @@ def entropy_range(histogram: Histogram, steps: int, *, symmetric: bool) -> Range
         return minmax_range(histogram)
     half = counts.size // 2
     below, above = _extent(counts[:half][::-1]), _extent(counts[half:])
-    shares = np.linspace(min(1.0, (steps + 1) / (below + above)), 1.0, ENTROPY_CANDIDATES)
-    bins = [(round(below * share), round(above * share)) for share in shares]
+    smallest = max((steps + 1) // 2, steps + 1 - min(below, above))
+    thresholds = np.unique(np.linspace(smallest, max(below, above, smallest), ENTROPY_CANDIDATES).astype(int))
+    bins = [(min(below, int(threshold)), min(above, int(threshold))) for threshold in thresholds]
     low, high = bins[int(np.argmin([_divergence(counts, *pair, steps) for pair in bins]))]
     bound = max(-histogram.low, histogram.high)
     if symmetric:

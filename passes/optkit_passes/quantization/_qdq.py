@@ -129,7 +129,7 @@ class QdqWriter:
         readers = output.uses()
         axis = -1 if per_channel else None
         dq = self._node("DequantizeLinear", output.name or "", [output, *scales], ir.DataType.FLOAT, output.shape, axis)
-        output.dtype = ir.DataType.from_numpy(params.grid.dtype)
+        output.type = ir.TensorType(ir.DataType.from_numpy(params.grid.dtype))  # copies of a model share types
         self._insert(dq, after=node)
         for use in readers:
             use.node.replace_input_with(use.idx, dq)

@@ -58,6 +58,12 @@ class Plan:
         """Return the nodes that swap the axes of a constant weight; what stands for them is written anew."""
         return list(dict.fromkeys(layer.transpose for layer in self.layers.values() if layer.transpose is not None))
 
+    def constants(self) -> dict[ir.Value, None]:
+        """Return the constants that become integers: weights, biases, and what glue reads."""
+        biases = (layer.node.inputs[layer.bias] for layer in self.layers.values() if layer.bias is not None)
+        found = [*(layer.stored for layer in self.layers.values()), *biases, *self.quantized]
+        return dict.fromkeys(value for value in found if value is not None and is_constant(value))
+
     def read_as_integer(self, node: ir.Node, index: int) -> bool:
         """Whether the node takes its input at ``index`` as integers."""
         if node in self.layers:

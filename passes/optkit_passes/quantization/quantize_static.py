@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
@@ -62,7 +61,7 @@ class QuantizeStatic(Pass):
         picked = {node.inputs[0] for node in tables}
         shared = {layer.stored for layer in plan.layers.values() if layer.stored is not None and layer.stored in picked}
         writer = QdqWriter(model, weights, per_channel=per_channel, shared=shared)
-        constants = _constants([*plan.layers, *plan.glue, *tables, *plan.transposes()])
+        constants = plan.constants() | dict.fromkeys(node.inputs[0] for node in tables if node.inputs[0] is not None)
         _write(plan, params, writer, context)
         for node in tables:
             writer.embedding(node)
@@ -129,11 +128,6 @@ def _write(plan: Plan, params: dict[ir.Value, QuantParams], writer: QdqWriter, c
         producer = value.producer()
         if producer is not None and producer.op_type in CLAMP_OPS and producer not in plan.glue:
             _remove_clamp(producer, params, plan, context)
-
-
-def _constants(nodes: Iterable[ir.Node]) -> list[ir.Value]:
-    found = (value for node in nodes for value in node.inputs if value is not None and is_constant(value))
-    return list(dict.fromkeys(found))
 
 
 def _is_useless(value: ir.Value, plan: Plan, histograms: dict[str, Histogram]) -> bool:
