@@ -24,6 +24,7 @@ def observe(
     names: Iterable[str],
     samples: Sequence[Mapping[str, np.ndarray]] | None,
     *,
+    counts: bool = True,
     track: Callable[..., Any] | None = None,
 ) -> dict[str, Histogram]:
     """Run the model over the samples and return a histogram of every named tensor.
@@ -36,6 +37,7 @@ def observe(
         model: The model.
         names: Inputs and computed values of its main graph.
         samples: Calibration samples; each maps input names to arrays.
+        counts: Count values in bins; without, only minimum and maximum are found, which is all ``minmax`` needs.
         track: Wraps the samples in a progress display: ``track(items, description, total)``.
 
     Returns:
@@ -62,11 +64,11 @@ def observe(
             value = values.pop(name, None) if name not in fed else sample.get(name)
             if value is None:
                 raise InputError(f"it has no array for input '{name}'", where=f"calibration sample {index}")
-            _add(histogram, value, name, index)
+            _add(histogram, value, name, index, SAMPLED if counts else 0)
     return found
 
 
-def _add(histogram: Histogram, value: np.ndarray, name: str, index: int) -> None:
+def _add(histogram: Histogram, value: np.ndarray, name: str, index: int, sampled: int) -> None:
     if not value.size:
         return
     with np.errstate(invalid="ignore"):
@@ -79,8 +81,8 @@ def _add(histogram: Histogram, value: np.ndarray, name: str, index: int) -> None
             hint="leave the sample out, or keep the nodes that read the tensor in float with a rule",
         )
     flat = value.ravel()
-    step = -(-flat.size // SAMPLED) | 1  # odd: no common factor with the usual widths and channel counts
-    histogram.add(flat[index * 7919 % step :: step], low, high)
+    step = -(-flat.size // max(sampled, 1)) | 1  # odd: no common factor with the usual widths and channel counts
+    histogram.add(flat[index * 7919 % step :: step] if sampled else flat[:0], low, high)
 
 
 def estimate_range(histogram: Histogram, method: RangeMethod, grid: IntegerGrid, percentile: float) -> Range:

@@ -144,6 +144,25 @@ def weight_qparams(weight: np.ndarray, grid: IntegerGrid, granularity: Granulari
     return choose_qparams(low, high, grid, granularity, name=name)
 
 
+def pair_scale_floor(rows: np.ndarray) -> np.ndarray:
+    r"""Return the smallest scales at which no two neighbours' products with 255 overflow int16 when they are added.
+
+    Kernels that multiply unsigned activations with signed weights by ``vpmaddubsw`` (x86 without VNNI) add the products
+    of elements 2j and 2j + 1 of a row in int16: 255 (\|q0\| + \|q1\|) <= 32767 asks for \|q0\| + \|q1\| <= 128.
+    Rounding adds at most 1/2 to each, so (\|w0\| + \|w1\|) / scale <= 127 is enough. Where the largest weights have
+    small neighbours this costs far less than the whole bit of a reduced range, and never more.
+
+    Args:
+        rows: Weights [channels, K], each row in the order in which the kernel sums.
+
+    Returns:
+        float64 [channels].
+    """
+    size = np.abs(rows.astype(np.float64))
+    pairs = np.pad(size, ((0, 0), (0, size.shape[1] % 2))).reshape(len(size), -1, 2).sum(axis=2)
+    return np.asarray(pairs.max(axis=1, initial=0.0) / 127.0)
+
+
 def with_scale(params: QuantParams, scale: np.ndarray) -> QuantParams:
     """Return symmetric parameters with another scale of the same shape."""
     return QuantParams(scale.astype(np.float32), params.zero_point, params.grid, params.granularity)

@@ -54,7 +54,7 @@ class IntegerFormat(Frozen):
         symmetric: Zero point fixed at 0 (signed) or at the middle (unsigned).
         granularity: What one scale may cover, best first.
         block_size: Accepted block sizes, for ``block`` granularity.
-        reduced_range: Use one bit less, because kernels add two products in int16 (x86 without VNNI).
+        reduced_range: Give up range, one bit at most, because kernels add two products in int16 (x86 without VNNI).
         reduced_range_unless_isa: The reduced range is not needed where the ISA has one of these.
     """
 

@@ -236,6 +236,13 @@ def test_extremes_are_exact_though_counts_are_sampled() -> None:
     assert SAMPLED / 2 <= found["x"].counts.sum() + found["x"].zeros <= SAMPLED
 
 
+def test_without_counts_only_extremes_are_found(model: ir.Model) -> None:
+    samples = [{"x": np.full((1, 4), i, np.float32), "z": np.ones((1, 4), np.float32)} for i in range(3)]
+    found = observe(model, ["a"], samples, counts=False)
+    assert (found["a"].low, found["a"].high) == (1, 3)
+    assert not found["a"].counts.any()
+
+
 def test_empty_tensors_leave_the_histogram_empty(model: ir.Model) -> None:
     found = observe(model, ["a"], [{"x": np.zeros((0, 4), np.float32), "z": np.zeros((0, 4), np.float32)}])
     assert found["a"].empty

@@ -16,6 +16,7 @@ from optkit.quant import (
     choose_qparams,
     dequantize,
     integer_grid,
+    pair_scale_floor,
     quantize,
     quantize_bias,
     weight_qparams,
@@ -177,3 +178,18 @@ def test_bias_that_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError) as error:
         quantize_bias(np.array([1.0], np.float32), np.array([1e-12], np.float32), name="conv.b")
     assert str(error.value) == "tensor 'conv.b': it does not fit in 32 bits at its scale"
+
+
+@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 9)), elements=reals))
+def test_products_of_neighbours_never_overflow_int16_at_the_pair_floor(rows: np.ndarray) -> None:
+    params = weight_qparams(rows, integer_grid("int8", symmetric=True), PerChannel(0))
+    params = with_scale(params, np.maximum(params.scale, pair_scale_floor(rows)))
+    integers = np.abs(quantize(rows, params).astype(int))
+    integers = np.pad(integers, ((0, 0), (0, integers.shape[1] % 2)))
+    assert (255 * (integers[:, 0::2] + integers[:, 1::2]) <= 2**15 - 1).all()
+
+
+def test_pair_floor_costs_nothing_beside_small_neighbours_and_one_bit_at_most() -> None:
+    assert pair_scale_floor(np.array([[1.0, 0.0, 0.25, 0.5]], np.float32)) == pytest.approx(1 / 127)
+    assert pair_scale_floor(np.array([[1.0, -1.0]], np.float32)) == pytest.approx(2 / 127)
+    assert pair_scale_floor(np.array([[0.5, 0.5, 1.0]], np.float32)) == pytest.approx(1 / 127)

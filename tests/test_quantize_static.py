@@ -847,6 +847,47 @@ def test_symmetric_activations_have_zero_point_0_and_keep_relu() -> None:
     assert sqnr(model, result) > 24
 
 
+def avx2() -> Target:
+    """The host target as on a machine whose kernels add two products in int16."""
+    return load_target("host").model_copy(update={"isa": ("x86_64", "avx2")})
+
+
+@pytest.mark.parametrize("name", ["conv", "grouped", "gemm", "gemm transposed", "matmul", "matmul transposed constant"])
+def test_pairs_of_weights_do_not_saturate_where_the_target_adds_them_in_int16(name: str) -> None:
+    model = LAYERS[name]()
+    result, _ = quantized(model, target=avx2())
+    integers = constant(result.graph.initializers["w_quantized"])
+    assert integers is not None
+    rows = integers.astype(int)
+    if integers.ndim == 4:
+        rows = rows.transpose(0, 2, 3, 1).reshape(len(rows), -1)
+    elif name in ("gemm", "matmul"):
+        rows = rows.T
+    rows = np.abs(np.pad(rows, ((0, 0), (0, rows.shape[1] % 2))))
+    assert 100 < (rows[:, 0::2] + rows[:, 1::2]).max() <= 128
+    assert rows.max() > 64  # less is lost than a whole bit
+    assert sqnr(model, result) > 30
+
+
+def test_depthwise_weights_keep_the_full_range_everywhere() -> None:
+    full, limited = (quantized(LAYERS["depthwise"](), target=target)[0] for target in (None, avx2()))
+    assert full.graph.initializers["w_scale"].const_value.tobytes() == (  # type: ignore[union-attr]
+        limited.graph.initializers["w_scale"].const_value.tobytes()  # type: ignore[union-attr]
+    )
+
+
+def test_tied_table_is_stored_once_where_pairs_saturate() -> None:
+    model = build(
+        "(int64[1,9] ids) => (float[9,50] y) { e = Gather (table, ids)  h = Reshape (e, flat) "
+        "y = Gemm <transB=1> (h, table) }",
+        table=random(50, 16),
+        flat=np.array([9, 16]),
+    )
+    result, _ = quantized(model, TOKENS, target=avx2())
+    assert [n for n, v in result.graph.initializers.items() if v.const_value.size == 800] == ["table_quantized"]  # type: ignore[union-attr]
+    assert compare(run_samples(model, TOKENS), run_samples(result, TOKENS)).sqnr_db > 28
+
+
 def test_target_without_channel_scales_gets_one_scale_per_tensor() -> None:
     target = load_target("cortex-a53")
     weights = target.weights["int8"].model_copy(update={"granularity": ("tensor",)})

@@ -90,7 +90,7 @@ def _convolution(node: ir.Node) -> Layer | str:
         return "its weights are not constant"
     if bias is not None and not is_constant(bias):
         return "its bias is not constant"
-    group = node.attributes["group"].as_int() if "group" in node.attributes else 1
+    group = _group(node)
     axis: int | None = 0
     channels = weight.shape[0]
     if node.op_type == "ConvTranspose":  # weights are [C, M / group, ...]: axis 1 names a channel only without groups
@@ -128,6 +128,27 @@ def _matmul(node: ir.Node) -> Layer | str:
         return Layer(node, (0, 1))  # a constant on the left is quantized like an activation
     axis = 1 if right.ndim == 2 else None
     return Layer(node, (0,), 1, axis, channels=right.shape[-1])
+
+
+def summed_rows(layer: Layer, weight: np.ndarray) -> np.ndarray | None:
+    """Return the stored weight as [channels, K] in the order in which onnxruntime's kernels sum over K.
+
+    Convolutions run on [N, H, W, C] and sum over (kernel position, input channel). None where products are not added in
+    pairs: depthwise kernels multiply in 32 bits, and ConvTranspose has no integer kernel.
+    """
+    node = layer.node
+    if node.op_type == "Conv":
+        depthwise = weight.ndim == 4 and weight.shape[1] == 1 and _group(node) == weight.shape[0]
+        return None if depthwise else np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
+    if node.op_type == "ConvTranspose":
+        return None
+    along_rows = layer.transpose is not None or (node.op_type == "Gemm" and layer.axis == 0)
+    rows = weight if along_rows else np.swapaxes(weight, -1, -2)
+    return rows.reshape(-1, rows.shape[-1])
+
+
+def _group(node: ir.Node) -> int:
+    return node.attributes["group"].as_int() if "group" in node.attributes else 1
 
 
 def _swapped_constant(value: ir.Value | None) -> ir.Node | None:

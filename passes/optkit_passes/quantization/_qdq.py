@@ -17,13 +17,14 @@ from optkit.quant import (
     PerTensor,
     QuantParams,
     bias_scale_floor,
+    pair_scale_floor,
     quantize,
     quantize_bias,
     weight_qparams,
     with_scale,
 )
 
-from ._layers import Layer
+from ._layers import Layer, summed_rows
 from ._regions import Plan
 
 
@@ -43,17 +44,26 @@ class QdqWriter:
         model: The model, changed in place.
         weights: The integers for weights.
         per_channel: Whether weights may have one scale per output channel.
+        pairs_saturate: Whether kernels add the products of two neighbouring weights in int16.
         shared: Constants that are both an embedding and a weight. They get one scale, so that one copy serves both.
     """
 
     def __init__(
-        self, model: ir.Model, weights: IntegerGrid, *, per_channel: bool, shared: Collection[ir.Value] = ()
+        self,
+        model: ir.Model,
+        weights: IntegerGrid,
+        *,
+        per_channel: bool,
+        pairs_saturate: bool,
+        shared: Collection[ir.Value],
     ) -> None:
         self.graph = model.graph
         self.weights = weights
         self.per_channel = per_channel
+        self.pairs_saturate = pairs_saturate
         self.shared = shared
         self.taken = names(model)
+        self._tied: dict[ir.Value, QuantParams] = {}
         self._constants: dict[tuple[object, ...], ir.Value] = {}
         self._dequantized: dict[tuple[object, ...], ir.Value] = {}
 
@@ -98,12 +108,20 @@ class QdqWriter:
         if layer.axis is not None and self.per_channel and stored not in self.shared:
             granularity = PerChannel(layer.axis if layer.transpose is None else 0)
         params = weight_qparams(weight, self.weights, granularity, name=name)
+        rows = summed_rows(layer, weight) if self.pairs_saturate else None
+        if rows is not None:
+            floor = pair_scale_floor(rows)
+            params = with_scale(
+                params, np.maximum(params.scale, floor if params.scale.ndim else floor.max(initial=0.0))
+            )
         widened = 0
         if bias is not None:
             floor = bias_scale_floor(bias, input_scale)
             scale = np.maximum(params.scale, floor if params.scale.ndim else floor.max(initial=0.0))
             widened = int((scale > params.scale).sum())
             params = with_scale(params, scale)
+        if stored in self.shared:
+            self._tied[stored] = params
         node.replace_input_with(index, self._stored(name, weight, params, node, swap=layer.transpose is not None))
         if bias is not None and layer.bias is not None:
             name = node.inputs[layer.bias].name or ""  # type: ignore[union-attr]
@@ -114,6 +132,8 @@ class QdqWriter:
     def embedding(self, node: ir.Node) -> None:
         """Store the table of a Gather as integers, one scale per column, and dequantize the rows that it picks.
 
+        A table that a layer has already stored keeps that layer's scale.
+
         Raises:
             InputError: The table holds NaN or infinity.
         """
@@ -121,9 +141,9 @@ class QdqWriter:
         array = constant(table)
         assert table is not None
         assert array is not None
-        per_channel = self.per_channel and table not in self.shared
+        per_channel = self.per_channel and table not in self._tied
         granularity = PerChannel(array.ndim - 1) if per_channel else PerTensor()
-        params = weight_qparams(array, self.weights, granularity, name=table.name or "")
+        params = self._tied.get(table) or weight_qparams(array, self.weights, granularity, name=table.name or "")
         integers, scales = self._integers(table.name or "", array, params)
         node.replace_input_with(0, integers)
         readers = output.uses()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -43,7 +44,7 @@ class QuantizeStatic(Pass):
 
     def run(self, model: ir.Model, context: Context) -> None:
         """Quantize the main graph in place."""
-        weights, activations, per_channel = _formats(context.target)
+        formats = _formats(context.target)
         _remark_bodies(model, context)
         if opset(model) < OLDEST_OPSET:
             for node in (node for node in model.graph if node.op_type in LAYER_OPS and node.domain == ""):
@@ -52,7 +53,7 @@ class QuantizeStatic(Pass):
         for node in join_bias(model.graph):
             context.applied(node, "joined with the bias added to its result")
         plan, histograms = self._calibrate(model, context)
-        params = {value: self._params(value, plan, histograms, activations) for value in plan.quantized}
+        params = {value: self._params(value, plan, histograms, formats.activations) for value in plan.quantized}
         tables = [node for node in model.graph if self.embeddings and embedding_table(node) is not None]
         for node in (node for node in plan.reasons if node not in tables):
             context.missed(node, plan.reasons[node])
@@ -60,7 +61,13 @@ class QuantizeStatic(Pass):
             return
         picked = {node.inputs[0] for node in tables}
         shared = {layer.stored for layer in plan.layers.values() if layer.stored is not None and layer.stored in picked}
-        writer = QdqWriter(model, weights, per_channel=per_channel, shared=shared)
+        writer = QdqWriter(
+            model,
+            formats.weights,
+            per_channel=formats.per_channel,
+            pairs_saturate=formats.pairs_saturate,
+            shared=shared,
+        )
         constants = plan.constants() | dict.fromkeys(node.inputs[0] for node in tables if node.inputs[0] is not None)
         _write(plan, params, writer, context)
         for node in tables:
@@ -84,7 +91,8 @@ class QuantizeStatic(Pass):
             computed = [value for sources in plan.sources.values() for value in sources if not is_constant(value)]
             wanted = dict.fromkeys(value.name or "" for value in computed if value.name not in histograms)
             if wanted:
-                histograms |= observe(model, wanted, context.calibration, track=context.track)
+                counts = self.range_method != "minmax"
+                histograms |= observe(model, wanted, context.calibration, counts=counts, track=context.track)
             useless = [value for value in computed if _is_useless(value, plan, histograms)]
             for value in useless:
                 what = "has no elements" if histograms[value.name or ""].empty else "is 0"
@@ -147,8 +155,18 @@ def _histogram(value: ir.Value, histograms: dict[str, Histogram]) -> Histogram:
     return histogram
 
 
-def _formats(target: Target | None) -> tuple[IntegerGrid, IntegerGrid, bool]:
-    """Return the integers for weights and for activations, and whether weights may have one scale per channel.
+@dataclass(frozen=True)
+class _Formats:
+    """What the target takes: integers of weights and activations, and what it asks of the scales of weights."""
+
+    weights: IntegerGrid
+    activations: IntegerGrid
+    per_channel: bool
+    pairs_saturate: bool
+
+
+def _formats(target: Target | None) -> _Formats:
+    """Return the target's formats.
 
     Raises:
         InputError: The target takes no 8-bit weights or activations.
@@ -160,10 +178,12 @@ def _formats(target: Target | None) -> tuple[IntegerGrid, IntegerGrid, bool]:
             raise InputError(f"target '{target.name}' takes no 8-bit {what}", hint="choose another precision")
         weights, activations = target.weights["int8"], target.activations["int8"]
     reduced = target is not None and target.needs_reduced_range(weights)
-    return (
-        integer_grid(weights.dtype, symmetric=weights.symmetric, reduced_range=reduced),
+    by_pairs = reduced and weights.symmetric and weights.dtype == "int8" and activations.dtype == "uint8"
+    return _Formats(
+        integer_grid(weights.dtype, symmetric=weights.symmetric, reduced_range=reduced and not by_pairs),
         integer_grid(activations.dtype, symmetric=activations.symmetric),
         "channel" in weights.granularity,
+        by_pairs,
     )
 
 
