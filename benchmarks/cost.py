@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from optkit.arithmetic import PER_INPUT, PER_OUTPUT
-from optkit.cost import Kind, NodeCost, Work, price
+from optkit.cost.arithmetic import PER_INPUT, PER_OUTPUT
+from optkit.cost.roofline import Kind, NodeCost, Work, price
 from optkit.target import Kernel, Quantity, Target, load_target
 
 CORES = {"cortex-a53": "Cortex-A53", "cortex-a72": "Cortex-A72", "cortex-a76": "Cortex-A76"}

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
         OptkitError,
         VerificationError,
     )
-    from optkit.model import load, save
+    from optkit.evaluate.metrics import Metric
+    from optkit.model.loading import load, save
     from optkit.pipeline import Context, Effect, Pass, Pipeline, Remark
-    from optkit.report import Report
+    from optkit.report.contents import Report
     from optkit.target import Target, load_target
 
 __version__ = "0.1.0"
@@ -31,18 +32,19 @@ _HOME = {
     "Effect": "pipeline",
     "GateError": "errors",
     "InputError": "errors",
+    "Metric": "evaluate.metrics",
     "MissingDependencyError": "errors",
     "OptkitError": "errors",
     "Pass": "pipeline",
     "Pipeline": "pipeline",
     "Remark": "pipeline",
+    "Report": "report.contents",
     "Target": "target",
-    "Report": "report",
     "VerificationError": "errors",
     "compile": "compiler",
-    "load": "model",
+    "load": "model.loading",
     "load_target": "target",
-    "save": "model",
+    "save": "model.loading",
 }
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "Effect",
     "GateError",
     "InputError",
+    "Metric",
     "MissingDependencyError",
     "OptkitError",
     "Pass",

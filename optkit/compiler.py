@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 
 from optkit import plugins
-from optkit.artifact import Provenance, seal_package, write_remarks
-from optkit.assess import assess, choose_executors
-from optkit.checking import require_static
-from optkit.dataset import Samples, random_samples, read_samples
-from optkit.model import load, model_file, source_files, source_sha256
+from optkit.dataset.samples import Samples, random_samples, read_samples
+from optkit.evaluate.assess import assess, choose_executors
+from optkit.model.loading import load, model_file, source_files, source_sha256
+from optkit.package.artifact import Provenance, seal_package, write_remarks
+from optkit.package.checking import require_static
+from optkit.package.write import write_package
 from optkit.pipeline import Context, Pipeline, remark_custom
 from optkit.recipe import Recipe, apply_rules, build_passes, digest, lock, read_recipe
-from optkit.report import Report
-from optkit.report_html import render_html
-from optkit.summary import Gates, summarize
+from optkit.report.contents import Report
+from optkit.report.html import render_html
+from optkit.report.summary import Gates, summarize
 from optkit.target import Target, load_target
-from optkit.write import write_package
 
 Data = str | Path | Mapping[str, Any] | Iterable[Mapping[str, np.ndarray]] | Samples
 VERIFICATION_SAMPLES = 2  # run after every pass
@@ -56,7 +56,7 @@ def compile(
         precision: For instance ``w8a8`` or ``fp32``; the recipe's, else the target's default.
         recipe: A recipe, or its file, with passes and rules of its own.
         options: Options of passes, as ``{"pass-name.option": value}``.
-        calibration: Calibration data in any form that `optkit.dataset.read_samples` takes.
+        calibration: Calibration data in any form that `optkit.dataset.samples.read_samples` takes.
         evaluation: Labelled data to measure accuracy on, in the same forms.
         preprocess: How images become inputs (a TOML file), for data that does not say so itself.
         labels: Where the labels of ``evaluation`` are, if not where they are looked for.

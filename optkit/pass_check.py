@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from optkit.check_model import all_graphs, schema
 from optkit.errors import VerificationError
+from optkit.evaluate.fidelity import Fidelity, Outputs, compare, relative_error
+from optkit.model.check_graph import all_graphs, schema
 from optkit.session import CannotRunError, run_samples, run_with_intermediates
-from optkit.verify import Fidelity, Outputs, compare, relative_error
 
 if TYPE_CHECKING:
     from optkit.pipeline import Effect, Pass

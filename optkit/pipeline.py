@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from optkit.errors import OptkitError, VerificationError
 
 if TYPE_CHECKING:
-    from optkit.dataset import Samples
+    from optkit.dataset.samples import Samples
+    from optkit.evaluate.fidelity import Fidelity
     from optkit.target import Target
-    from optkit.verify import Fidelity
 
 T = TypeVar("T")
 Inputs = Mapping[str, np.ndarray]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from optkit.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from optkit.package import Packager
+    from optkit.package.contract import Packager
     from optkit.pipeline import Pass
 
 PASSES, TARGETS, PACKAGERS = "optkit.passes", "optkit.targets", "optkit.packagers"
@@ -116,7 +116,7 @@ def packager(name: str) -> Packager:
     Raises:
         InputError: There is none, or its plugin does not load.
     """
-    from optkit.package import Packager
+    from optkit.package.contract import Packager
 
     loaded: type[Packager] = _load(PACKAGERS, name, "packager", Packager)
     return loaded()

@@ -12,8 +12,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from optkit.errors import InputError
-from optkit.model import storable
-from optkit.verify import Outputs
+from optkit.evaluate.fidelity import Outputs
+from optkit.model.loading import storable
 
 Inputs = Mapping[str, np.ndarray]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from optkit.dataset import random_samples
-from optkit.model import load_text
+from optkit.dataset.samples import random_samples
+from optkit.model.loading import load_text
 from optkit.pipeline import LOSSY, Context, Pass, Pipeline
 
 CASE, ARROW = "=====", "---"
@@ -108,7 +108,7 @@ def _values_in_order(graph: ir.Graph) -> Sequence[ir.Value]:
 
 def assert_close(a: np.ndarray, b: np.ndarray, rtol: float) -> None:
     """Assert ``max|a - b| <= rtol * max|a|``."""
-    from optkit.verify import relative_error
+    from optkit.evaluate.fidelity import relative_error
 
     error = relative_error(a, b)
     assert error <= rtol, f"relative error {error:.3g} exceeds {rtol:g}"

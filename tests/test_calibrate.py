@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from optkit.calibrate import SAMPLED, estimate_range, observe
 from optkit.errors import InputError
-from optkit.histogram import (
+from optkit.model.loading import load_text
+from optkit.quant.calibrate import SAMPLED, estimate_range, observe
+from optkit.quant.histogram import (
     BINS,
     Histogram,
     entropy_range,
@@ -21,8 +22,7 @@ from optkit.histogram import (
     mse_range,
     percentile_range,
 )
-from optkit.model import load_text
-from optkit.quant import choose_qparams, dequantize, integer_grid, quantize
+from optkit.quant.integers import choose_qparams, dequantize, integer_grid, quantize
 
 UINT8 = integer_grid("uint8", symmetric=False)
 INT8 = integer_grid("int8", symmetric=True)

@@ -230,7 +230,7 @@ def test_interrupt_is_exit_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("optkit.model.load", interrupted)
+    monkeypatch.setattr("optkit.model.loading.load", interrupted)
     done = cli("inspect", MODEL)
     assert done.code == 130
     assert "interrupted" in done.err

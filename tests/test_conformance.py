@@ -9,10 +9,10 @@ import onnx_ir as ir
 import pytest
 from pydantic import ConfigDict
 
-from optkit import conformance, zoo
-from optkit.conformance import CHECKS, Result, check_class, check_pass
+from optkit.authoring import conformance, zoo
+from optkit.authoring.conformance import CHECKS, Result, check_class, check_pass
 from optkit.errors import InputError
-from optkit.model import load_text
+from optkit.model.loading import load_text
 from optkit.pipeline import LOSSY, Context, Effect, Pass
 from optkit.plugins import PASSES, _entries, pass_names
 from optkit.session import CannotRunError, run_samples

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optkit.cost import Cost, Kind, NodeCost, Work, cache_bytes, macs_by_dtype, match_kernel, price, price_all
+from optkit.cost.roofline import Cost, Kind, NodeCost, Work, cache_bytes, macs_by_dtype, match_kernel, price, price_all
 from optkit.target import Energy, ErrorBand, Kernel, Quantity, Target, load_target
 
 

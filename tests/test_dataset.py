@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optkit.arrays import SPOOL_BYTES, Spool
-from optkit.dataset import Samples, random_samples, read_samples
+from optkit.dataset.arrays import SPOOL_BYTES, Spool
+from optkit.dataset.samples import Samples, random_samples, read_samples
 from optkit.errors import InputError
-from optkit.model import load, load_text
+from optkit.model.loading import load, load_text
 
 SPECS = Path(__file__).parent / "data_specs"
 
@@ -60,7 +60,7 @@ def test_npz_gives_samples_with_a_leading_axis_and_labels(tmp_path, save_arrays)
 
 
 def test_stored_arrays_are_mapped_not_read(tmp_path):
-    from optkit.arrays import load_npz
+    from optkit.dataset.arrays import load_npz
 
     np.savez(
         tmp_path / "x.npz", a=rows(3), scalar=np.float32(2), empty=np.zeros((0, 4)), fortran=np.asfortranarray(rows(3))

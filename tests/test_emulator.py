@@ -10,11 +10,11 @@ import onnx_ir as ir
 import pytest
 
 from optkit.errors import VerificationError
-from optkit.model import load_text
-from optkit.package import Artifact
+from optkit.evaluate.fidelity import compare
+from optkit.model.loading import load_text
+from optkit.package.contract import Artifact
 from optkit.session import CannotRunError
 from optkit.target import Target, load_target
-from optkit.verify import compare
 from optkit_targets.ort import emulator
 from optkit_targets.ort.emulator import Emulated, emulation
 from optkit_targets.ort.executors import Simulated

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optkit.dataset import Lazy, Samples, read_samples
+from optkit.dataset.samples import Lazy, Samples, read_samples
 from optkit.errors import InputError, VerificationError
-from optkit.evaluate import evaluate, next_tokens, paired_bootstrap
-from optkit.metrics import are_probabilities, default_metric, metric_named, ratio
-from optkit.model import load
+from optkit.evaluate.evaluation import evaluate, next_tokens, paired_bootstrap
+from optkit.evaluate.metrics import are_probabilities, default_metric, metric_named, ratio
+from optkit.model.loading import load
 from optkit.session import Session
 
 SPECS = Path(__file__).parent / "data_specs"
@@ -179,7 +179,11 @@ def test_no_default_metric():
         ("top2", [0], "no metric 'top2'; did you mean 'top5' or 'top1'?"),
         ("top1", None, "the metric 'top1' needs labels; see docs/data.md, or 'nll:next' for language models"),
         ("top1@scoers", [0], "no output 'scoers' to score; did you mean 'scores'?"),
-        ("os:sep", None, "'os:sep' is neither a function (outputs, label) -> float nor an optkit.metrics.Metric"),
+        (
+            "os:sep",
+            None,
+            "'os:sep' is neither a function (outputs, label) -> float nor an optkit.Metric",
+        ),
         ("os:nothing", None, "no 'nothing' in 'os'"),
         ("no_such_module:f", None, "no module 'no_such_module'"),
     ],
@@ -381,7 +385,7 @@ def test_next_token_metrics_need_no_labels():
 
 USER_METRICS = """
 import numpy as np
-from optkit.metrics import Metric
+from optkit.evaluate.metrics import Metric
 
 def first_score(outputs, label):
     return outputs["y"][0, 0]

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optkit.model import load, load_text
+from optkit.evaluate.fidelity import relative_error
+from optkit.model.loading import load, load_text
 from optkit.pipeline import Context, Pass, Pipeline, count_nodes
 from optkit.plugins import pass_class
 from optkit.session import CannotRunError, run_samples
-from optkit.verify import relative_error
 from optkit_passes.cleanup.collapse_reshapes import CollapseReshapes
 from optkit_passes.cleanup.collapse_transposes import CollapseTransposes
 from optkit_passes.cleanup.eliminate_dead_code import EliminateDeadCode

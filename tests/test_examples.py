@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optkit.model import dynamic_dims, load
+from optkit.model.loading import dynamic_dims, load
 from optkit.session import Session
 from optkit.target import load_target
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optkit.dataset import random_samples
-from optkit.model import load_text
+from optkit.dataset.samples import random_samples
+from optkit.model.loading import load_text
 from optkit.pass_check import fingerprint
 from optkit.pipeline import Context, Pass, Pipeline
 from optkit.plugins import pass_class

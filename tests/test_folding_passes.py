@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optkit.dataset import random_samples
-from optkit.model import load, load_text
+from optkit.dataset.samples import random_samples
+from optkit.evaluate.fidelity import relative_error
+from optkit.model.loading import load, load_text
 from optkit.pass_check import fingerprint
 from optkit.pipeline import Context, Pass, Pipeline
 from optkit.plugins import pass_class
 from optkit.session import Session
 from optkit.target import Target
-from optkit.verify import relative_error
 
 FOLDING = ("lower-experimental-ops", "fold-pad", "fold-batch-norm", "simplify-activations")
 

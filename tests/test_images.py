@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from optkit.dataset import read_samples
+from optkit.dataset.images import Preprocess, read_preprocess
+from optkit.dataset.samples import read_samples
 from optkit.errors import InputError
-from optkit.images import Preprocess, read_preprocess
-from optkit.model import load_text
+from optkit.model.loading import load_text
 
 
 def model_of(*inputs: str):

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 
 from optkit.errors import InputError
-from optkit.model import bind_dims, dynamic_dims, graph_inputs, load, load_text, save
+from optkit.model.loading import bind_dims, dynamic_dims, graph_inputs, load, load_text, save
 from optkit.session import Session
 
 NEWEST = onnx.defs.onnx_opset_version()

@@ -12,7 +12,7 @@ import onnx.parser
 import pytest
 
 from optkit.errors import InputError
-from optkit.model import load
+from optkit.model.loading import load
 
 NEWEST = onnx.defs.onnx_opset_version()
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optkit.memory import ALIGNMENT, Arena, Lifetime, plan, plan_memory
-from optkit.model import load, load_text
+from optkit.cost.memory import ALIGNMENT, Arena, Lifetime, plan, plan_memory
+from optkit.model.loading import load, load_text
 
 tensors = st.builds(
     lambda size, first, length: Lifetime("t", size * ALIGNMENT, first, first + length),

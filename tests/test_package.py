@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import optkit.write
-from optkit.artifact import (
+import optkit.package.write
+from optkit.errors import InputError
+from optkit.package.artifact import (
     Difference,
     Package,
     Provenance,
@@ -24,10 +25,9 @@ from optkit.artifact import (
     seal_package,
     write_remarks,
 )
-from optkit.errors import InputError
-from optkit.package import Artifact
+from optkit.package.contract import Artifact
+from optkit.package.write import write_package
 from optkit.pipeline import Remark
-from optkit.write import write_package
 
 PROVENANCE = Provenance("net.onnx", "ab" * 32, "host", "ort", "w8a8", "cd" * 32, "onnxruntime on this machine")
 REMARKS = [
@@ -106,7 +106,7 @@ def test_nothing_is_replaced_without_being_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("exchange", [True, False])
 def test_overwriting_replaces_a_package_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
     if not exchange:  # a file system that cannot swap two names
-        monkeypatch.setattr(optkit.write, "_exchange", lambda a, b: False)
+        monkeypatch.setattr(optkit.package.write, "_exchange", lambda a, b: False)
     write_package(tmp_path / "net", build)
     (tmp_path / "net" / "stale").write_text("old")
     write_package(tmp_path / "net", build, overwrite=True)
@@ -149,7 +149,7 @@ def test_a_failure_or_ctrl_c_leaves_nothing(tmp_path: Path, error: BaseException
 KILLED = """
 import sys, time
 from pathlib import Path
-from optkit.write import write_package
+from optkit.package.write import write_package
 
 def build(directory):
     (directory / "half").write_bytes(b"written")

@@ -15,14 +15,14 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-import optkit.model
-from optkit.artifact import Provenance, check_hashes, open_package, seal_package
+import optkit.model.loading
 from optkit.errors import InputError, MissingDependencyError
-from optkit.model import load_text
-from optkit.package import Artifact, Placement
+from optkit.model.loading import load_text
+from optkit.package.artifact import Provenance, check_hashes, open_package, seal_package
+from optkit.package.contract import Artifact, Placement
+from optkit.package.write import write_package
 from optkit.session import CannotRunError
 from optkit.target import Target, load_target
-from optkit.write import write_package
 from optkit_targets.ort import constraints, install
 from optkit_targets.ort.cpu_files import write_cpu_files
 from optkit_targets.ort.packager import OrtPackager
@@ -119,7 +119,7 @@ def test_opset_and_ir_version_stay_and_bytes_are_the_same(tmp_path: Path, packag
 def test_large_weights_lie_beside_the_model(
     tmp_path: Path, packager: OrtPackager, a53: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(optkit.model, "EXTERNAL_DATA_BYTES", 100)
+    monkeypatch.setattr(optkit.model.loading, "EXTERNAL_DATA_BYTES", 100)
     artifact = packager.package(with_weights(FLOAT), a53, tmp_path)
     assert artifact.files == ("model/cpu/model.onnx", "model/cpu/model.onnx.data")
     x = np.ones((1, 3, 8, 8), np.float32)

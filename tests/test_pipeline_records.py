@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from optkit.errors import VerificationError
-from optkit.model import load_text
+from optkit.model.loading import load_text
 from optkit.pipeline import EXACT, Context, Effect, Pass, Pipeline, PipelineResult, Remark
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'

@@ -174,12 +174,12 @@ def test_targets_of_a_plugin_and_what_can_be_wrong_with_them(site: Path) -> None
 
 
 def test_broken_packagers(site: Path) -> None:
-    source = "from optkit.package import Packager\nclass Half(Packager): name = 'half'\nWrong = 3"
+    source = "from optkit.package.contract import Packager\nclass Half(Packager): name = 'half'\nWrong = 3"
     install(site, "acme", "[optkit.packagers]\nhalf = acme:Half\nwrong = acme:Wrong\ngone = gone:X", acme=source)
     assert {name: sentence(packager, name) for name in ("half", "wrong", "gone", "ort")} == {
         "half": "the packager 'half' of the plugin 'acme' does not define "
         "'executors' and 'open' and 'package' and 'placement'",
-        "wrong": "the packager 'wrong' of the plugin 'acme' is not a subclass of optkit.package.Packager",
+        "wrong": "the packager 'wrong' of the plugin 'acme' is not a subclass of optkit.package.contract.Packager",
         "gone": "the packager 'gone' of the plugin 'acme' does not load: ModuleNotFoundError: No module named 'gone'; "
         "--debug shows its traceback",
         "ort": "optkit_targets.ort.packager",

@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from optkit.dataset import random_samples
-from optkit.model import load_text
+from optkit.dataset.samples import random_samples
+from optkit.model.loading import load_text
 from optkit.pipeline import Context, Pipeline
 from optkit_passes.cleanup.prune_metadata import PruneMetadata
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from optkit.errors import InputError
-from optkit.quant import (
+from optkit.quant.integers import (
     SMALLEST_SCALE,
     IntegerGrid,
     PerChannel,

@@ -13,14 +13,14 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from optkit.dataset import Samples
+from optkit.dataset.samples import Samples
 from optkit.errors import InputError
+from optkit.evaluate.fidelity import compare
 from optkit.graph import constant
-from optkit.model import infer_shapes, load, name_nodes, save
+from optkit.model.loading import infer_shapes, load, name_nodes, save
 from optkit.pipeline import Context, Pipeline, Remark
 from optkit.session import run_samples
 from optkit.target import Target, load_target
-from optkit.verify import compare
 from optkit_passes.quantization.quantize_static import QuantizeStatic
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>'

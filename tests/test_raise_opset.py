@@ -10,8 +10,8 @@ import onnx.version_converter
 import onnx_ir as ir
 import pytest
 
-from optkit.dataset import random_samples
-from optkit.model import load, load_text, save
+from optkit.dataset.samples import random_samples
+from optkit.model.loading import load, load_text, save
 from optkit.pass_check import fingerprint
 from optkit.pipeline import Context, Pass, Pipeline
 from optkit.plugins import pass_class

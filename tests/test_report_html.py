@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optkit import units
-from optkit.evaluate import Evaluation
-from optkit.inspection import ModelFacts, TensorFacts
+from optkit.evaluate.evaluation import Evaluation
+from optkit.evaluate.fidelity import Fidelity
 from optkit.pipeline import EXACT, LOSSY, Effect, Step
-from optkit.report import CostRow, CostSummary, Coverage, Execution, Gate, RemarkGroup, Report
-from optkit.report_charts import by_bound, by_op_type, interval, log_width, slowest, ticks
-from optkit.report_html import clip, headline, ratio, render_html, tail, unbroken
-from optkit.verify import Fidelity
+from optkit.report import units
+from optkit.report.charts import by_bound, by_op_type, interval, log_width, slowest, ticks
+from optkit.report.contents import CostRow, CostSummary, Coverage, Execution, Gate, RemarkGroup, Report
+from optkit.report.html import clip, headline, ratio, render_html, tail, unbroken
+from optkit.report.inspection import ModelFacts, TensorFacts
 
 VOID = {"meta", "input", "line", "rect", "circle", "br"}
 BITEQUAL = Fidelity(math.inf, 1.0, 0.0, 1.0, 4)

@@ -11,7 +11,7 @@ from onnx_ir.passes import common as ir_passes
 
 from optkit.graph import constant
 from optkit.ir_passes import run_ir_pass
-from optkit.model import load_text
+from optkit.model.loading import load_text
 from optkit.pipeline import EXACT, Context, Effect, Pass, Pipeline
 from optkit.rewrite import USED_ELSEWHERE, Rule, accept, refuse, rewrite
 from optkit.session import Session

@@ -14,9 +14,9 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from optkit import model as optkit_model
 from optkit.errors import InputError
-from optkit.model import load, load_text, save, source_files, source_sha256
+from optkit.model import loading as optkit_model
+from optkit.model.loading import load, load_text, save, source_files, source_sha256
 from optkit.session import Session
 
 NEWEST = onnx.defs.onnx_opset_version()
@@ -143,7 +143,7 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from optkit.model import load, save
+from optkit.model.loading import load, save
 from optkit.session import Session
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from optkit import scaffold
-from optkit.conformance import check_class
+from optkit.authoring import scaffold
+from optkit.authoring.conformance import check_class
+from optkit.authoring.scaffold import new_pass, new_target
 from optkit.errors import InputError
 from optkit.pipeline import Pass
 from optkit.plugins import pass_names
-from optkit.scaffold import new_pass, new_target
 from optkit.target import load_target, target_names
 from optkit.testing import check_golden, read_golden
 

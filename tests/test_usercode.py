@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from optkit.dataset import read_samples
+from optkit.dataset.samples import read_samples
 from optkit.errors import InputError
-from optkit.model import load_text
+from optkit.model.loading import load_text
 
 VECTOR = load_text('<ir_version: 10, opset_import: ["": 21]> main (float[N,4] x) => (float[N,4] y) { y = Identity(x) }')
 TOKENS = load_text('<ir_version: 10, opset_import: ["": 21]> main (int64[N,T] ids) => (int64[N,T] y) { y = Abs(ids) }')

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from optkit.errors import VerificationError
-from optkit.verify import FidelityMeter, compare, relative_error, score_rows
+from optkit.evaluate.fidelity import FidelityMeter, compare, relative_error, score_rows
 
 INF, NAN = float("inf"), float("nan")
 

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from optkit.dataset import random_samples
-from optkit.model import load, load_text
+from optkit.dataset.samples import random_samples
+from optkit.model.loading import load, load_text
 from optkit.pass_check import fingerprint
 from optkit.pipeline import Context, Pass, Pipeline
 from optkit.plugins import pass_class

@@ -10,12 +10,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from optkit.arithmetic import TRANSCENDENTAL
-from optkit.cost import Work, macs_by_dtype
+from optkit.cost.arithmetic import TRANSCENDENTAL
+from optkit.cost.roofline import Work, macs_by_dtype
+from optkit.cost.shapes import with_shapes
+from optkit.cost.work import bytes_by_dtype, describe
 from optkit.errors import InputError
-from optkit.model import load, load_text, weight_bytes
-from optkit.shapes import with_shapes
-from optkit.work import bytes_by_dtype, describe
+from optkit.model.loading import load, load_text, weight_bytes
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>'
 

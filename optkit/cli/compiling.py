@@ -72,7 +72,7 @@ def compile(  # noqa: A001  # the command's name
     from optkit.cli import report as printed
     from optkit.cli import show
     from optkit.compiler import compile as run
-    from optkit.summary import Gates
+    from optkit.report.summary import Gates
 
     gates = Gates(
         parse_bytes(max_size, "--max-size"),

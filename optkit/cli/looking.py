@@ -14,10 +14,10 @@ from optkit.cli.options import Dims, Json, ModelPath, TargetSpec, parse_dims
 def inspect(model: ModelPath, dim: Dims = None, json: Json = False) -> None:
     """Show what a model is made of: inputs, dimensions, opset, operators, parameters, MACs, tied weights."""
     from optkit.cli import render, show
-    from optkit.dataset import random_samples
-    from optkit.inspection import inspect_model
-    from optkit.model import load, model_file
-    from optkit.work import describe
+    from optkit.cost.work import describe
+    from optkit.dataset.samples import random_samples
+    from optkit.model.loading import load, model_file
+    from optkit.report.inspection import inspect_model
 
     loaded = load(model, parse_dims(dim))
     facts = inspect_model(loaded)
@@ -33,9 +33,9 @@ def inspect(model: ModelPath, dim: Dims = None, json: Json = False) -> None:
 @app.command()
 def check(model: ModelPath, target: TargetSpec, dim: Dims = None, json: Json = False) -> None:
     """Show what the target takes, what falls back, and why; exit code 1 when something falls back."""
-    from optkit.checking import check_model
     from optkit.cli import render, show
     from optkit.errors import GateError
+    from optkit.package.checking import check_model
     from optkit.target import load_target
 
     result = check_model(model, load_target(target), parse_dims(dim))
@@ -61,8 +61,8 @@ def cost(
 ) -> None:
     """Predict what a model costs on a target as it stands: time, memory, bytes moved, energy."""
     from optkit.cli import render, show
-    from optkit.costing import cost_summary
-    from optkit.model import load, model_file
+    from optkit.cost.summary import cost_summary
+    from optkit.model.loading import load, model_file
     from optkit.target import load_target
 
     device = load_target(target)

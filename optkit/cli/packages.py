@@ -27,7 +27,7 @@ def run(
 ) -> None:
     """Run a package on the executor closest to its target that this machine has, and name that executor."""
     from optkit.cli import render, show
-    from optkit.running import run_package
+    from optkit.package.running import run_package
 
     result = run_package(package, data, preprocess=preprocess, executor=executor, output=output)
     if json:
@@ -48,9 +48,9 @@ def diff(
 ) -> None:
     """Compare two models tensor by tensor on the same inputs, worst first."""
     from optkit.cli import render, show
-    from optkit.dataset import read_samples
-    from optkit.difference import diff_models
-    from optkit.running import load_model
+    from optkit.dataset.samples import read_samples
+    from optkit.evaluate.difference import diff_models
+    from optkit.package.running import load_model
 
     dims = parse_dims(dim)
     first, second = load_model(a, dims), load_model(b, dims)
@@ -68,9 +68,9 @@ def explain(
     json: Json = False,
 ) -> None:
     """Show every remark about a node: what was done to it, what was not, and why."""
-    from optkit.artifact import read_remarks
     from optkit.cli import show
-    from optkit.explaining import remarks_about
+    from optkit.package.artifact import read_remarks
+    from optkit.package.explaining import remarks_about
 
     found = remarks_about(read_remarks(package), node)
     if json:
@@ -84,7 +84,7 @@ def explain(
 def verify(package: PackagePath, json: Json = False) -> None:
     """Check a package: hashes of all files, that it loads, and that the recorded checks come out the same."""
     from optkit.cli import render, show
-    from optkit.running import verify_package
+    from optkit.package.running import verify_package
 
     checks = verify_package(package)
     if json:

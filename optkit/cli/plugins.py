@@ -39,11 +39,11 @@ def passes(words: Words = None, into: Into = HERE, json: Json = False) -> None:
 
     action, name = _action(words, ("new", "test"), "passes")
     if action == "new":
-        from optkit.scaffold import new_pass
+        from optkit.authoring.scaffold import new_pass
 
         render.written(new_pass(name, into), json)
     elif action == "test":
-        from optkit.conformance import check_pass
+        from optkit.authoring.conformance import check_pass
         from optkit.errors import GateError
 
         results = check_pass(name)
@@ -109,7 +109,7 @@ def targets(words: Words = None, into: Into = HERE, json: Json = False) -> None:
 
     action, name = _action(words, ("new", "test"), "targets")
     if action == "new":
-        from optkit.scaffold import new_target
+        from optkit.authoring.scaffold import new_target
 
         render.written(new_target(name, into), json)
     elif action == "test":
@@ -153,8 +153,8 @@ def setup(
 
     from optkit.cli import show
     from optkit.plugins import packager
+    from optkit.report.units import size
     from optkit.target import load_target
-    from optkit.units import size
 
     device = load_target(target)
     plan = packager(device.packager).setup(device)

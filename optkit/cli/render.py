@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from optkit.cli.show import console, print_json, table
-from optkit.units import count, decibel, duration, energy, size
+from optkit.report.units import count, decibel, duration, energy, size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from optkit.checking import Check
-    from optkit.conformance import Result
-    from optkit.difference import TensorDifference
-    from optkit.inspection import ModelFacts
+    from optkit.authoring.conformance import Result
+    from optkit.evaluate.difference import TensorDifference
+    from optkit.package.checking import Check
+    from optkit.package.running import PackageCheck, RunResult
     from optkit.plugins import BrokenPlugin
-    from optkit.report import CostSummary
-    from optkit.running import PackageCheck, RunResult
+    from optkit.report.contents import CostSummary
+    from optkit.report.inspection import ModelFacts
     from optkit.target import Target
 
 LONGEST = 12  # rows of a list that a summary shows before it says how many more there are

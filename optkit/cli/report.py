@@ -9,8 +9,8 @@ from rich.markup import escape
 
 from optkit.cli.render import LONGEST, cost_line
 from optkit.cli.show import console, table
-from optkit.report import Report
-from optkit.units import count, decibel, duration, share, size, small
+from optkit.report.contents import Report
+from optkit.report.units import count, decibel, duration, share, size, small
 
 SLOWEST = 5
 

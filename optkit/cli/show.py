@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from optkit.report import dump_json
-from optkit.report import plain as plain
+from optkit.report.contents import dump_json
+from optkit.report.contents import plain as plain
 
 T = TypeVar("T")
 

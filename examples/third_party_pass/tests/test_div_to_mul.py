@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from div_to_mul import DivToMul
 
-from optkit.conformance import check_pass
+from optkit.authoring.conformance import check_pass
 from optkit.plugins import pass_class
 from optkit.testing import Golden, check_golden, read_golden
 

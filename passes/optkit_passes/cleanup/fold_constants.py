@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from optkit import Context, Pass
 from optkit.graph import argument, bodies, constant, is_constant, is_unused, remove
-from optkit.model import infer_shapes
+from optkit.model.loading import infer_shapes
 from optkit.session import CannotRunError, Session
 from optkit_passes.cleanup.branches import take_branches
 from optkit_passes.cleanup.known_shapes import from_shapes, result_bytes, tensor_bytes

@@ -7,9 +7,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from optkit.check_model import EXPERIMENTAL_OPS
 from optkit.graph import NO_LIMIT, add_constant, argument, ints, names, opset, prune, unique
-from optkit.model import infer_shapes
+from optkit.model.check_graph import EXPERIMENTAL_OPS
+from optkit.model.loading import infer_shapes
 from optkit.pipeline import Context, Effect, Pass
 
 Steps = list[tuple[str, tuple[np.ndarray, ...]]]  # operators applied one after the other, with their constants

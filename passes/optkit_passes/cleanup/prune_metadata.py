@@ -12,7 +12,7 @@ from pydantic import Field
 
 from optkit import Context, Pass
 from optkit.graph import opset
-from optkit.model import weight_bytes
+from optkit.model.loading import weight_bytes
 
 # Defaults that the operators' documentation gives and their schemas do not.
 DOCUMENTED_ONES, DOCUMENTED_ZEROS = ("dilations", "strides"), ("pads",)

@@ -9,8 +9,8 @@ import onnx.defs
 import onnx_ir as ir
 from onnx.helper import OP_SET_ID_VERSION_MAP  # noqa: TID251  # onnx_ir has no table of IR versions
 
-from optkit.check_model import EXPERIMENTAL_OPS
 from optkit.graph import names
+from optkit.model.check_graph import EXPERIMENTAL_OPS
 from optkit.pipeline import Context, Effect, Pass
 from optkit_passes.cleanup.opset_adapters import ADAPTERS, NEWEST, CannotAdaptError, Editor
 

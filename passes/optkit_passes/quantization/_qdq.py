@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optkit.graph import add_constant, constant, names, unique
-from optkit.quant import (
+from optkit.quant.integers import (
     Granularity,
     IntegerGrid,
     PerChannel,

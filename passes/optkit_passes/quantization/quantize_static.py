@@ -9,12 +9,12 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 
-from optkit.calibrate import RangeMethod, estimate_range, observe
 from optkit.errors import InputError
 from optkit.graph import constant, is_constant, is_unused, opset, remove
-from optkit.histogram import Histogram, merged
 from optkit.pipeline import LOSSY, Context, Effect, Pass
-from optkit.quant import IntegerGrid, QuantParams, choose_qparams, integer_grid
+from optkit.quant.calibrate import RangeMethod, estimate_range, observe
+from optkit.quant.histogram import Histogram, merged
+from optkit.quant.integers import IntegerGrid, QuantParams, choose_qparams, integer_grid
 from optkit.target import IntegerFormat, Target
 
 from ._bias import join_bias
@@ -33,7 +33,24 @@ class QuantizeStatic(Pass):
     """Quantize weights and activations to 8 bits with scales fixed by calibration, as quantize / dequantize pairs.
 
     Conv, ConvTranspose, Gemm and MatMul are quantized wherever they can be, the operators between them where all they
-    read is integer already and their result is read as integers; the rest stays float.
+    read is integer already and their result is read as integers. The rest stays float: the residual stream of a
+    transformer, normalizations, softmax, final logits. Tables that Gather picks rows of are stored in 8 bits.
+
+    ``minmax`` is the default because it is the only method that never lost much: SQNR in dB of the outputs of twelve
+    real models against float, weights and activations in 8 bits, quantize / dequantize nodes computed in float:
+
+    =============  =======  =====  ===========  =======
+    model          minmax   mse    percentile   entropy
+    =============  =======  =====  ===========  =======
+    @TABLE@
+    =============  =======  =====  ===========  =======
+
+    Attributes:
+        range_method: How an activation's range is read from what calibration saw: ``minmax``, ``percentile``,
+            ``entropy`` (smallest KL divergence) or ``mse`` (smallest squared error).
+        percentile: Per cent of the values that the ``percentile`` method keeps inside the range.
+        embeddings: Whether tables that Gather picks rows of are stored in 8 bits; costs 0.2 to 1 dB on three language
+            models, and saves three quarters of the table.
     """
 
     effect: ClassVar[Effect] = LOSSY

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 from optkit.errors import VerificationError
-from optkit.package import Artifact, Executor, Run
+from optkit.package.contract import Artifact, Executor, Run
 from optkit.session import CannotRunError
 from optkit.target import Target
 from optkit_targets.ort.cpu_files import write_cpu_files

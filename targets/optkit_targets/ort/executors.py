@@ -6,7 +6,7 @@ import platform
 
 import onnxruntime as ort
 
-from optkit.package import Artifact, Executor, Run
+from optkit.package.contract import Artifact, Executor, Run
 from optkit.session import Session
 
 

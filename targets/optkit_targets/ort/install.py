@@ -22,8 +22,8 @@ import numpy as np
 import onnxruntime as ort
 
 from optkit.errors import InputError, MissingDependencyError, OptkitError
-from optkit.model import load_text, save
-from optkit.package import Setup
+from optkit.model.loading import load_text, save
+from optkit.package.contract import Setup
 from optkit.target import Target
 from optkit_targets.ort.cpu_files import part_and_features
 from optkit_targets.ort.emulator import Emulated

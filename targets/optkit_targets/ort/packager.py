@@ -19,8 +19,8 @@ from typing import Any
 import onnx_ir as ir
 
 from optkit.errors import InputError
-from optkit.model import save
-from optkit.package import Artifact, Executor, Packager, Placement, Setup
+from optkit.model.loading import save
+from optkit.package.contract import Artifact, Executor, Packager, Placement, Setup
 from optkit.target import Target
 from optkit_targets.ort.constraints import check_opset
 from optkit_targets.ort.emulator import Emulated, emulation

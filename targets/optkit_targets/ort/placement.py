@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxruntime as ort
 
-from optkit.model import save
-from optkit.package import Placement
+from optkit.model.loading import save
+from optkit.package.contract import Placement
 from optkit.session import CannotRunError, session_options
 from optkit.target import Target
 from optkit_targets.ort.constraints import CONSTRAINTS, constraint_kernel, violation

@@ -1,0 +1,1 @@
+"""What the author of a plugin gets: scaffolds and the conformance kit."""

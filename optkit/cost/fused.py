@@ -1,0 +1,121 @@
+"""What a runtime runs as one: integer operators between Dequantize and Quantize, activations after a product.
+
+The rules are those that CPU runtimes share (onnxruntime's QDQ selectors, XNNPACK and TFLite likewise):
+
+* A node whose floating inputs are all dequantized, and whose outputs are each quantized and used nowhere else, runs in
+  integers; the quantize and dequantize nodes around it cost nothing and their float tensors never exist. MatMul and
+  Gemm also run in integers when their output stays float.
+* An activation that is the only use of a convolution's or matrix product's output runs inside it.
+* A dequantize node on a constant costs nothing: the weights stay as they are stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from optkit.cost.arithmetic import COMPUTE
+
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "PRelu", "Elu"})
+FLOAT_OUTPUT = frozenset({"MatMul", "Gemm"})
+# Operators whose inputs after the first are limits, sizes or fill values: never quantized.
+PARAMETERS = frozenset({"Clip", "Pad", "Resize", "Upsample"})
+NEVER = frozenset({QUANTIZE, DEQUANTIZE, "DynamicQuantizeLinear", "Cast", "Loop", "Scan", "If", "Constant"})
+
+
+@dataclass
+class Fused:
+    """How one graph's nodes group together.
+
+    Attributes:
+        lead: For each node that costs nothing, the node it runs inside.
+        source: For each value that never exists as such, the value that is read or written in its place.
+        integer: Nodes that run in integers.
+    """
+
+    lead: dict[ir.Node, ir.Node] = field(default_factory=dict)
+    source: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    integer: set[ir.Node] = field(default_factory=set)
+
+    def stored(self, value: ir.Value) -> ir.Value:
+        """Return the value that lies in memory where the graph has ``value``."""
+        while value in self.source:
+            value = self.source[value]
+        return value
+
+    def read(self, node: ir.Node, value: ir.Value) -> ir.Value:
+        """Return the value that ``node`` reads where the graph feeds it ``value``."""
+        producer = value.producer()
+        if node in self.integer and producer is not None and producer.op_type == DEQUANTIZE and producer.inputs[0]:
+            return self.stored(producer.inputs[0])
+        return self.stored(value)
+
+
+def fused(graph: ir.Graph) -> Fused:
+    """Group the nodes of one graph, bodies not included."""
+    result = Fused()
+    for node in graph:
+        if node.op_type in NEVER:
+            continue
+        producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        if node.op_type in ACTIVATIONS and producer is not None and _runs_inside(node, producer, graph):
+            result.lead[node] = producer
+            result.source[producer.outputs[0]] = node.outputs[0]
+    for node in graph:
+        if node.op_type not in NEVER and node not in result.lead and _is_integer(node, result, graph):
+            result.integer.add(node)
+            for value in node.outputs:
+                last = result.stored(value)
+                if _only_quantized(last, graph):
+                    (quantize,) = last.consumers()
+                    result.lead[quantize] = node
+                    result.source[last] = quantize.outputs[0]
+    for node in graph:
+        if node.op_type != DEQUANTIZE or node.inputs[0] is None:
+            continue
+        users = _users(node.outputs[0], graph)
+        constant = node.inputs[0].const_value is not None
+        if users and (constant or all(user in result.integer for user in users)):
+            result.lead[node] = users[0]
+            result.source[node.outputs[0]] = node.inputs[0]
+    return result
+
+
+def _users(value: ir.Value, graph: ir.Graph) -> list[ir.Node] | None:
+    """Return the nodes that use the value; None where something else does: an output of the graph, or a body."""
+    users = [node for node, _ in value.uses()]
+    if value.is_graph_output() or any(node.graph is not graph for node in users):
+        return None
+    return users
+
+
+def _runs_inside(activation: ir.Node, producer: ir.Node, graph: ir.Graph) -> bool:
+    return (
+        producer.graph is graph
+        and producer.op_type in COMPUTE
+        and len(producer.outputs) == 1
+        and _users(producer.outputs[0], graph) == [activation]
+    )
+
+
+def _only_quantized(value: ir.Value, graph: ir.Graph) -> bool:
+    users = _users(value, graph)
+    return users is not None and len(users) == 1 and users[0].op_type == QUANTIZE
+
+
+def _is_integer(node: ir.Node, result: Fused, graph: ir.Graph) -> bool:
+    dequantized = 0
+    for index, value in enumerate(node.inputs):
+        if value is None or value.dtype is None or not value.dtype.is_floating_point():
+            continue
+        producer = value.producer()
+        if producer is not None and producer.op_type == DEQUANTIZE and producer.graph is graph:
+            dequantized += index == 0 or (producer.inputs[0] is not None and producer.inputs[0].const_value is None)
+        elif not (index and node.op_type in PARAMETERS and value.const_value is not None):
+            return False
+    if not dequantized:
+        return False
+    used = [result.stored(value) for value in node.outputs if value.uses() or value.is_graph_output()]
+    return node.op_type in FLOAT_OUTPUT or (bool(used) and all(_only_quantized(value, graph) for value in used))

@@ -1,0 +1,1 @@
+"""Calibration and evaluation data in every form that the command line takes."""

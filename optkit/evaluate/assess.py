@@ -1,0 +1,139 @@
+"""How the artifact runs here, and how accurate it still is: on the executor closest to the device, and in float."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from optkit.dataset.samples import Samples
+from optkit.errors import InputError, MissingDependencyError, VerificationError
+from optkit.evaluate.evaluation import Evaluation, evaluate
+from optkit.evaluate.fidelity import Outputs
+from optkit.package.contract import Artifact, Executor, Run
+from optkit.pipeline import Context
+from optkit.report.contents import Execution
+from optkit.session import CannotRunError, Session
+
+UNLABELLED_SAMPLES = 8  # compared where there is no evaluation data
+SLOW_SAMPLES = 2  # run on an emulator, which takes seconds for each
+REMEMBERED_BYTES = 64_000_000  # outputs of the original kept for the second executor
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """How the artifact ran on each executor, and the accuracies measured, the one closest to the device first."""
+
+    executions: tuple[Execution, ...]
+    accuracy: tuple[Evaluation, ...]
+    notices: tuple[str, ...]
+
+
+def choose_executors(executors: Sequence[Executor], wanted: str | None) -> list[Executor]:
+    """Return the executors to use: all, or those of one kind.
+
+    Raises:
+        MissingDependencyError: No executor of that kind is available here.
+    """
+    if wanted is None:
+        return list(executors)
+    chosen = [executor for executor in executors if executor.kind == wanted]
+    if not chosen:
+        notice = next((executor.notice for executor in executors if executor.notice), "")
+        known = ", ".join(executor.kind for executor in executors)
+        raise MissingDependencyError(f"no {wanted} executor is available here (only {known})", hint=notice)
+    return chosen
+
+
+def assess(
+    original: ir.Model,
+    artifact: Artifact,
+    executors: Sequence[Executor],
+    samples: Samples,
+    context: Context,
+    metrics: Sequence[str] = (),
+) -> Assessment:
+    """Run the artifact on every executor and compare it with the original on the same samples.
+
+    An executor that is slow runs the first few samples only, without a metric; where there are no labels a few suffice.
+
+    Args:
+        original: The model as loaded.
+        artifact: What the device loads.
+        executors: What to run it on, closest to the device first.
+        samples: Evaluation data, or calibration data, or random samples.
+        context: For the progress display.
+        metrics: Metrics by name; the one that suits the labels by default.
+
+    Raises:
+        VerificationError: The artifact does not load or run.
+        InputError: A metric is unknown or does not fit, or needs labels that are not there.
+    """
+    measured = samples.labels is not None or bool(metrics)
+    if metrics and samples.random:
+        raise InputError("a metric needs evaluation data", hint="pass --eval")
+    try:
+        reference = _remembering(_reference(original))
+        reference([samples[0]])
+    except CannotRunError as error:
+        return Assessment((), (), (f"the package was not run: {error}",))
+    executions: list[Execution] = []
+    accuracy: list[Evaluation] = []
+    for executor in executors:
+        scored = measured and not executor.slow
+        chosen = samples if scored else samples[: SLOW_SAMPLES if executor.slow else UNLABELLED_SAMPLES]
+        unlabelled = chosen if scored else Samples(chosen.items, chosen.source, random=chosen.random)
+        try:
+            candidate = executor.load(artifact)
+            fidelity, evaluations = evaluate(
+                reference, candidate, unlabelled, metrics if scored else (), track=context.track
+            )
+        except CannotRunError as error:
+            raise VerificationError(f"the package does not run on {executor.name}: {error}") from error
+        executions.append(Execution(executor.name, executor.kind, fidelity, tuple(evaluations)))
+        accuracy = accuracy or list(evaluations)
+    notices = [executor.notice for executor in executors if executor.notice]
+    if not measured:
+        notices.append("accuracy was not measured: no labelled data was given (--eval)")
+    return Assessment(tuple(executions), tuple(accuracy), tuple(notices))
+
+
+def _reference(original: ir.Model) -> Run:
+    session = Session(original)
+    return lambda samples: [session.run(sample) for sample in samples]
+
+
+def _remembering(run: Run) -> Run:
+    """Return ``run`` with a memory for the outputs of samples it has seen, up to a bound."""
+    seen: dict[bytes, Outputs] = {}
+    held = 0
+
+    def remembered(samples: Sequence[Mapping[str, np.ndarray]]) -> list[Outputs]:
+        nonlocal held
+        outputs = []
+        for sample in samples:
+            key = _digest(sample)
+            if key not in seen:
+                result = run([sample])[0]
+                size = sum(array.nbytes for array in result.values())
+                if held + size > REMEMBERED_BYTES:
+                    outputs.append(result)
+                    continue
+                seen[key] = result
+                held += size
+            outputs.append(seen[key])
+        return outputs
+
+    return remembered
+
+
+def _digest(sample: Mapping[str, np.ndarray]) -> bytes:
+    import hashlib
+
+    digest = hashlib.sha1(usedforsecurity=False)
+    for name, array in sorted(sample.items()):
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()

@@ -1,0 +1,1 @@
+"""Packages: the contract of a toolchain, writing, sealing, opening, running, checking."""

@@ -1,0 +1,1 @@
+"""Integer arithmetic, and the ranges that calibration data gives it."""

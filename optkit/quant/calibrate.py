@@ -1,0 +1,103 @@
+"""Streaming observation of a model's tensors over calibration samples, and the ranges that estimators read from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from optkit.errors import InputError
+from optkit.model.loading import graph_inputs
+from optkit.quant.histogram import Histogram, Range, entropy_range, minmax_range, mse_range, percentile_range
+from optkit.quant.integers import IntegerGrid
+from optkit.session import CannotRunError, Session, with_outputs
+
+RangeMethod = Literal["minmax", "percentile", "entropy", "mse"]
+
+SAMPLED = 8192  # values of one tensor that one sample adds to its histogram
+
+
+def observe(
+    model: ir.Model,
+    names: Iterable[str],
+    samples: Sequence[Mapping[str, np.ndarray]] | None,
+    *,
+    counts: bool = True,
+    track: Callable[..., Any] | None = None,
+) -> dict[str, Histogram]:
+    """Run the model over the samples and return a histogram of every named tensor.
+
+    One sample is in flight at a time and memory is bounded by tensors times bins. Minimum and maximum are exact; the
+    counts are taken from an evenly strided, deterministic subset of each tensor. onnxruntime may optimize the graph
+    around the observed tensors, which moves their values by rounding only.
+
+    Args:
+        model: The model.
+        names: Inputs and computed values of its main graph.
+        samples: Calibration samples; each maps input names to arrays.
+        counts: Count values in bins; without, only minimum and maximum are found, which is all ``minmax`` needs.
+        track: Wraps the samples in a progress display: ``track(items, description, total)``.
+
+    Returns:
+        A histogram for every name; empty where the tensor had no elements in any sample.
+
+    Raises:
+        InputError: No samples, a sample the model does not take, or a tensor with NaN or infinite values.
+    """
+    if samples is None or not len(samples):
+        given = "none was given" if samples is None else "the data given holds no samples"
+        hint = "pass --calibration DATA: an .npz, a folder of arrays or images, or module:function"
+        raise InputError(f"static quantization needs calibration data and {given}", hint=hint)
+    found = {name: Histogram() for name in names}
+    fed = {value.name for value in graph_inputs(model)}
+    computed = [name for name in found if name not in fed]
+    session = Session(with_outputs(model, computed), optimize=True) if computed else None
+    items = track(samples, "Calibrating", len(samples)) if track else samples
+    for index, sample in enumerate(items):
+        try:
+            values = session.run(sample, computed) if session else {}
+        except CannotRunError as error:
+            raise InputError(str(error), where=f"calibration sample {index}") from error
+        for name, histogram in found.items():
+            value = values.pop(name, None) if name not in fed else sample.get(name)
+            if value is None:
+                raise InputError(f"it has no array for input '{name}'", where=f"calibration sample {index}")
+            _add(histogram, value, name, index, SAMPLED if counts else 0)
+    return found
+
+
+def _add(histogram: Histogram, value: np.ndarray, name: str, index: int, sampled: int) -> None:
+    if not value.size:
+        return
+    with np.errstate(invalid="ignore"):
+        low, high = float(value.min()), float(value.max())  # NaN if there is one
+    if not (np.isfinite(low) and np.isfinite(high)):
+        kind = "NaN" if np.isnan(low) or np.isnan(high) else "infinite"
+        raise InputError(
+            f"tensor '{name}' has {kind} values",
+            where=f"calibration sample {index}",
+            hint="leave the sample out, or keep the nodes that read the tensor in float with a rule",
+        )
+    flat = value.ravel()
+    step = -(-flat.size // max(sampled, 1)) | 1  # odd: no common factor with the usual widths and channel counts
+    histogram.add(flat[index * 7919 % step :: step] if sampled else flat[:0], low, high)
+
+
+def estimate_range(histogram: Histogram, method: RangeMethod, grid: IntegerGrid, percentile: float) -> Range:
+    """Return the real range to quantize, by the named estimator.
+
+    Args:
+        histogram: What was observed; not empty.
+        method: ``minmax``, ``percentile``, ``entropy`` or ``mse``.
+        grid: The integers that the range will be spread over.
+        percentile: Share of the values, in per cent, that the ``percentile`` method keeps inside.
+    """
+    if method == "percentile":
+        return percentile_range(histogram, percentile)
+    if method == "entropy":
+        return entropy_range(histogram, grid.steps, symmetric=grid.symmetric)
+    if method == "mse":
+        return mse_range(histogram, grid.steps, symmetric=grid.symmetric)
+    return minmax_range(histogram)

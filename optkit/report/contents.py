@@ -1,0 +1,202 @@
+"""The report: everything a compilation found out, as plain data that prints, and that JSON and HTML carry."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from optkit.evaluate.fidelity import Fidelity
+
+if TYPE_CHECKING:
+    from optkit.evaluate.evaluation import Evaluation
+    from optkit.pipeline import Remark, Step
+    from optkit.report.inspection import ModelFacts
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One way in which the artifact was run here, and how its outputs agree with the original's.
+
+    Attributes:
+        executor: What ran, in full.
+        kind: ``native``, ``emulated`` or ``simulated``.
+        fidelity: Outputs against the original model run by onnxruntime with optimizations off.
+        accuracy: The metrics measured there; empty without labelled data and on slow executors.
+    """
+
+    executor: str
+    kind: str
+    fidelity: Fidelity
+    accuracy: tuple[Evaluation, ...] = ()
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """What one piece of work costs on the target.
+
+    Attributes:
+        name: The node.
+        op_type: Its operator.
+        dtype: The arithmetic it runs in.
+        macs: Multiply-accumulates.
+        weight_bytes: Bytes of its constants.
+        activation_bytes: Bytes of activations read and written.
+        intensity: Operations per byte read or written; None where no byte moves.
+        seconds: Predicted time; None where the op has no cost model, and ``note`` says why.
+        bound: What the time is spent on: ``compute``, ``memory``, ``overhead``, ``free``, or ``unpriced``.
+        kernel: The row of the target's kernel table that priced it.
+        note: Assumptions.
+    """
+
+    name: str
+    op_type: str
+    dtype: str
+    macs: int
+    weight_bytes: int
+    activation_bytes: int
+    intensity: float | None
+    seconds: float | None
+    bound: str
+    kernel: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class CostSummary:
+    """Totals of a model on a target; times are predictions, ``low`` and ``high`` span the target's error band.
+
+    Attributes:
+        macs: Multiply-accumulates of one run.
+        int8_macs: Those of them done in 8-bit integers.
+        weight_bytes: Bytes of weights read, tied tensors once.
+        activation_bytes: Bytes of activations read and written.
+        seconds: Predicted time of one run.
+        low_seconds: Prediction times the 10th centile of measured / predicted; None where no band is known.
+        high_seconds: The same with the 90th.
+        joules: Predicted energy above idle; None where the target has no figure.
+        peak_activation_bytes: High-water mark of the arena plan.
+        unpriced: Ops without a cost model and how often they occur.
+        tag: ``predicted``, ``emulated`` or ``measured``.
+        band_source: What the error band was measured on.
+        shapes: The input shapes that were priced.
+    """
+
+    macs: int
+    int8_macs: int
+    weight_bytes: int
+    activation_bytes: int
+    seconds: float
+    low_seconds: float | None
+    high_seconds: float | None
+    joules: float | None
+    peak_activation_bytes: int
+    unpriced: Mapping[str, int]
+    tag: str
+    band_source: str
+    shapes: Mapping[str, Sequence[int]]
+    nodes: tuple[CostRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class RemarkGroup:
+    """Remarks of one pass that say the same; numbers and names in the message are replaced by ``…`` to group them."""
+
+    pass_name: str
+    kind: str
+    message: str
+    count: int
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of the model runs in the precision asked for: shares of weight bytes (as float) and of MACs."""
+
+    weights: float
+    macs: float
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A limit that the user set, what was reached, and whether that is within it."""
+
+    name: str
+    limit: float
+    actual: float | None
+    met: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a compilation found out. No wall-clock times, paths or dates: same inputs, same report."""
+
+    optkit: str
+    model: str
+    model_sha256: str
+    target: str
+    target_summary: str
+    precision: str
+    package: str
+    source: ModelFacts
+    compiled: ModelFacts
+    source_bytes: int
+    artifact_bytes: int
+    steps: tuple[Step, ...]
+    remarks: tuple[RemarkGroup, ...]
+    coverage: Coverage
+    executions: tuple[Execution, ...]
+    accuracy: tuple[Evaluation, ...]
+    cost_before: CostSummary
+    cost: CostSummary
+    calibration: str
+    gates: tuple[Gate, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready data; infinite SQNR (bit-equal outputs) becomes None."""
+        table: dict[str, Any] = plain(self)
+        for step in table["steps"]:
+            del step["seconds"]
+        return table
+
+    def to_json(self) -> bytes:
+        """Return the report as JSON, the same bytes for the same report."""
+        return dump_json(self.to_dict())
+
+
+def plain(value: Any) -> Any:
+    """Return dataclasses, mappings and sequences as JSON-ready data; numbers that JSON lacks become None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if hasattr(value, "item"):  # a NumPy scalar
+        return plain(value.item())
+    return value
+
+
+def dump_json(value: Any) -> bytes:
+    """Return JSON text, indented, keys in their own order, ending in a newline."""
+    return (json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def group_remarks(remarks: Sequence[Remark]) -> tuple[RemarkGroup, ...]:
+    """Group remarks that differ only in numbers and quoted names, most frequent first."""
+    groups: dict[tuple[str, str, str], list[Remark]] = {}
+    for remark in remarks:
+        pattern = re.sub(r"'[^']*'|\d+(\.\d+)?(e[+-]?\d+)?", "…", remark.message)
+        groups.setdefault((remark.pass_name, remark.kind, pattern), []).append(remark)
+    rows = []
+    for (name, kind, pattern), members in groups.items():
+        message = members[0].message if len({member.message for member in members}) == 1 else pattern
+        nodes = tuple(dict.fromkeys(member.node for member in members))[:5]
+        rows.append(RemarkGroup(name, kind, message, len(members), nodes))
+    return tuple(sorted(rows, key=lambda row: (row.kind, -row.count)))
