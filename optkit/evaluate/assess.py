@@ -19,6 +19,7 @@ from optkit.session import CannotRunError, Session
 
 UNLABELLED_SAMPLES = 8  # compared where there is no evaluation data
 SLOW_SAMPLES = 2  # run on an emulator, which takes seconds for each
+DOUBTFUL_DB = 20.0  # below it a classifier's decisions begin to change
 REMEMBERED_BYTES = 64_000_000  # outputs of the original kept for the second executor
 
 
@@ -97,6 +98,12 @@ def assess(
     notices = [executor.notice for executor in executors if executor.notice]
     if not measured:
         notices.append("accuracy was not measured: no labelled data was given (--eval)")
+        worst = min((execution.fidelity.sqnr_db for execution in executions), default=float("inf"))
+        if worst < DOUBTFUL_DB:
+            notices.append(
+                f"the outputs are only {worst:.1f} dB from the original's: measure with --eval, see with 'optkit diff' "
+                "which tensors suffer, and keep their nodes in float with a rule"
+            )
     return Assessment(tuple(executions), tuple(accuracy), tuple(notices))
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from optkit.dataset.ahead import read_ahead
 from optkit.errors import InputError
 from optkit.model.loading import graph_inputs
 from optkit.quant.histogram import Histogram, Range, entropy_range, minmax_range, mse_range, percentile_range
@@ -54,8 +55,8 @@ def observe(
     fed = {value.name for value in graph_inputs(model)}
     computed = [name for name in found if name not in fed]
     session = Session(with_outputs(model, computed), optimize=True) if computed else None
-    items = track(samples, "Calibrating", len(samples)) if track else samples
-    for index, sample in enumerate(items):
+    items = read_ahead(samples)
+    for index, sample in enumerate(track(items, "Calibrating", len(samples)) if track else items):
         try:
             values = session.run(sample, computed) if session else {}
         except CannotRunError as error:
