@@ -165,7 +165,8 @@ def entropy_range(histogram: Histogram, steps: int, *, symmetric: bool) -> Range
 
     As in TensorRT's calibration (Migacz, GTC 2017): the reference distribution carries what lies outside the range in
     its outermost bins, the quantized one is built without it and spreads each level's count over those of its bins that
-    are occupied. Zeros are left out of both. Thresholds on the magnitude are tried, from one bin per level up to the
+    are occupied. Zeros are left out of both, and the counts are smoothed: a value that occurs often by itself (the
+    bound of a Clip, the response to an even background) is no loss to whoever rounds it. Thresholds on the magnitude are tried, from one bin per level up to the
     exact range. Where fewer bins are occupied than there are levels the divergence says nothing: the exact range.
     """
     counts, width = histogram.counts.astype(np.float64), histogram.width
@@ -177,6 +178,7 @@ def entropy_range(histogram: Histogram, steps: int, *, symmetric: bool) -> Range
         return minmax_range(histogram)
     half = counts.size // 2
     below, above = _extent(counts[:half][::-1]), _extent(counts[half:])
+    counts[half - below : half + above] = _smooth(counts[half - below : half + above], steps)
     smallest = max((steps + 1) // 2, steps + 1 - min(below, above))
     thresholds = np.unique(np.linspace(smallest, max(below, above, smallest), ENTROPY_CANDIDATES).astype(int))
     bins = [(min(below, int(threshold)), min(above, int(threshold))) for threshold in thresholds]
@@ -191,6 +193,13 @@ def _extent(counts: np.ndarray) -> int:
     """Return how many bins, from 0 outwards, reach the outermost occupied one."""
     occupied = np.flatnonzero(counts)
     return int(occupied[-1]) + 1 if occupied.size else 0
+
+
+def _smooth(counts: np.ndarray, steps: int) -> np.ndarray:
+    """Return a moving average over twice the widest level, mirrored at the ends so that no count is lost."""
+    reach = -(-counts.size // (steps + 1))
+    padded = np.pad(counts, reach, mode="symmetric")
+    return np.convolve(padded, np.full(2 * reach + 1, 1 / (2 * reach + 1)), mode="valid")
 
 
 def _divergence(counts: np.ndarray, below: int, above: int, steps: int) -> float:
@@ -208,6 +217,4 @@ def _divergence(counts: np.ndarray, below: int, above: int, steps: int) -> float
     quantized = np.where(inside > 0, spread[level], 0.0)
     p, q = reference / reference.sum(), quantized / quantized.sum()
     seen = p > 0
-    divergence = float((p[seen] * np.log(p[seen] / np.maximum(q[seen], 1e-12))).sum())
-    freedom = np.count_nonzero(inside) - np.count_nonzero(occupied)  # 2 n KL of equal distributions is chi-squared
-    return divergence - float(freedom / (2 * reference.sum()))
+    return float((p[seen] * np.log(p[seen] / np.maximum(q[seen], 1e-12))).sum())

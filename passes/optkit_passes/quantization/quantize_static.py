@@ -39,11 +39,22 @@ class QuantizeStatic(Pass):
     ``minmax`` is the default because it is the only method that never lost much: SQNR in dB of the outputs of twelve
     real models against float, weights and activations in 8 bits, quantize / dequantize nodes computed in float:
 
-    =============  =======  =====  ===========  =======
-    model          minmax   mse    percentile   entropy
-    =============  =======  =====  ===========  =======
-    @TABLE@
-    =============  =======  =====  ===========  =======
+    ==============  ======  =====  ==========  =======
+    model           minmax  mse    percentile  entropy
+    ==============  ======  =====  ==========  =======
+    mobilenet 0.75   16.9   16.7        17.0     16.9
+    squeezenet 1.1   22.3   24.9        22.9     24.8
+    resnet20         28.9   29.6        28.3     29.6
+    resnet56         28.0   28.3        27.3     27.9
+    MNIST, CNTK      42.8   42.6        39.1     39.0
+    MNIST, PyTorch   27.9   27.8        27.5     26.4
+    autoencoder      42.3   41.2        42.3     42.3
+    face detector    41.0   33.6        30.0     31.5
+    SST-2 encoder    41.6   41.3        41.4     41.7
+    ReLU decoder     39.3   39.6        39.4     32.4
+    Llama, 260 K     26.9   28.1        28.3     22.6
+    file types       36.3   32.8        24.3     19.4
+    ==============  ======  =====  ==========  =======
 
     Attributes:
         range_method: How an activation's range is read from what calibration saw: ``minmax``, ``percentile``,
