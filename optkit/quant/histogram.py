@@ -166,8 +166,9 @@ def entropy_range(histogram: Histogram, steps: int, *, symmetric: bool) -> Range
     As in TensorRT's calibration (Migacz, GTC 2017): the reference distribution carries what lies outside the range in
     its outermost bins, the quantized one is built without it and spreads each level's count over those of its bins that
     are occupied. Zeros are left out of both, and the counts are smoothed: a value that occurs often by itself (the
-    bound of a Clip, the response to an even background) is no loss to whoever rounds it. Thresholds on the magnitude are tried, from one bin per level up to the
-    exact range. Where fewer bins are occupied than there are levels the divergence says nothing: the exact range.
+    bound of a Clip, the response to an even background) is no loss to whoever rounds it. Thresholds on the magnitude
+    are tried, from one bin per level up to the exact range. Where fewer bins are occupied than there are levels the
+    divergence says nothing: the exact range.
     """
     counts, width = histogram.counts.astype(np.float64), histogram.width
     if symmetric:
