@@ -11,8 +11,8 @@ from PIL import Image
 
 from optkit.dataset.images import Preprocess, read_preprocess
 from optkit.dataset.samples import read_samples
-from optkit.errors import InputError
 from optkit.model.loading import load_text
+from refusals import refused
 
 
 def model_of(*inputs: str):
@@ -26,10 +26,6 @@ def model_of(*inputs: str):
 
 
 IMAGE = model_of("float[N,3,4,6] image")
-
-
-def refused(sentence: str):
-    return pytest.raises(InputError, match=re.escape(sentence))
 
 
 def save(folder: Path, **arrays: np.ndarray) -> str:

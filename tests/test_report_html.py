@@ -1,3 +1,5 @@
+"""The page of the report: bounded, escaped, accessible, deterministic."""
+
 from __future__ import annotations
 
 import base64
@@ -9,20 +11,16 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from optkit.evaluate.evaluation import Evaluation
 from optkit.evaluate.fidelity import Fidelity
-from optkit.pipeline import EXACT, LOSSY, Effect, Step
-from optkit.report import units
-from optkit.report.charts import by_bound, by_op_type, interval, log_width, slowest, ticks
-from optkit.report.contents import CostRow, CostSummary, Coverage, Execution, Gate, RemarkGroup, Report
-from optkit.report.html import clip, headline, ratio, render_html, tail, unbroken
-from optkit.report.inspection import ModelFacts, TensorFacts
+from optkit.pipeline import EXACT, Step
+from optkit.report.charts import interval
+from optkit.report.contents import Execution, Gate, RemarkGroup
+from optkit.report.html import headline, render_html
+from optkit.report.inspection import TensorFacts
+from reports import BITEQUAL, accuracy, costs, facts, report
 
 VOID = {"meta", "input", "line", "rect", "circle", "br"}
-BITEQUAL = Fidelity(math.inf, 1.0, 0.0, 1.0, 4)
 
 
 class Page(HTMLParser):
@@ -54,100 +52,6 @@ class Page(HTMLParser):
 
     def named(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
-
-
-def facts(nodes: int, by_dtype: dict[str, int], opset: int) -> ModelFacts:
-    image, scores = TensorFacts("image", "float", ("batch", 1, 8, 8)), TensorFacts("scores", "float", ("batch", 10))
-    return ModelFacts(
-        ir_version=8,
-        opsets={"ai.onnx": opset},
-        inputs=(image,),
-        outputs=(scores,),
-        dynamic_dims=("batch",),
-        nodes=nodes,
-        ops={"Conv": nodes},
-        parameters=60_000,
-        weight_bytes=sum(by_dtype.values()),
-        bytes_by_dtype=by_dtype,
-        tied={},
-        custom_domains=(),
-    )
-
-
-def costs(count: int = 40, scale: float = 1.0, **changes: Any) -> CostSummary:
-    bounds = ("compute", "memory", "overhead", "free")
-    rows = tuple(
-        CostRow(
-            f"block{i}/conv",
-            ("Conv", "Add", "Relu")[i % 3],
-            "int8",
-            1000 * i,
-            10 * i,
-            100,
-            3.0,
-            scale * 1e-6 * i,
-            bounds[i % 4],
-            "gemm",
-        )
-        for i in range(count)
-    )
-    seconds = sum(row.seconds or 0.0 for row in rows)
-    summary = CostSummary(
-        macs=sum(row.macs for row in rows),
-        int8_macs=0,
-        weight_bytes=60_000,
-        activation_bytes=4000,
-        seconds=seconds,
-        low_seconds=0.75 * seconds,
-        high_seconds=1.5 * seconds,
-        joules=scale * 1e-3,
-        peak_activation_bytes=int(4000 * scale),
-        unpriced={},
-        tag="predicted",
-        band_source="a table of measurements",
-        shapes={"image": (1, 1, 8, 8)},
-        nodes=rows,
-    )
-    return dataclasses.replace(summary, **changes)
-
-
-def accuracy(**changes: Any) -> Evaluation:
-    top1 = Evaluation("top1", 359, 0.981, 0.979, 0.002, (-0.004, 0.008), False)
-    return dataclasses.replace(top1, **changes)
-
-
-def report(**changes: Any) -> Report:
-    noisy = Fidelity(38.5, 0.9998, 0.05, 0.995, 359)
-    whole = Report(
-        optkit="0.1.0",
-        model="digits.onnx",
-        model_sha256="ab" * 32,
-        target="my-board",
-        target_summary="A board with four cores",
-        precision="w8a8",
-        package="digits-my-board",
-        source=facts(50, {"float": 250_000}, 13),
-        compiled=facts(90, {"float": 1000, "int8": 60_000}, 13),
-        source_bytes=253_000,
-        artifact_bytes=61_900,
-        steps=(
-            Step("clean", {}, EXACT, 3, 0, 50, 47, 0.0, BITEQUAL, 12.75),
-            Step("fold", {"limit": 8}, Effect.reassociate(1e-5), 9, 1, 47, 38, 2e-6, BITEQUAL, 12.75),
-            Step("round", {}, LOSSY, 20, 2, 38, 90, 0.02, noisy, 12.75),
-            Step("unrun", {}, EXACT, 0, 0, 90, 90, None, None, 12.75),
-        ),
-        remarks=(
-            RemarkGroup("fold", "applied", "folded into the node before it", 9, ("block1", "block2")),
-            RemarkGroup("round", "missed", "the operator has no integer kernel", 2, ("softmax",)),
-        ),
-        coverage=Coverage(0.98, 0.995),
-        executions=(Execution("runtime 1.0 on this machine", "simulated", noisy, (accuracy(),)),),
-        accuracy=(accuracy(),),
-        cost_before=costs(scale=3.0),
-        cost=costs(),
-        calibration="calibration.npz",
-    )
-    return dataclasses.replace(whole, **changes)
 
 
 def test_the_headline_says_the_result_in_plain_words() -> None:
@@ -350,90 +254,3 @@ def test_a_model_of_any_size_gives_a_page_of_bounded_size() -> None:
     assert "1850 more reasons in report.json" in text
     assert "4975 other nodes" in text
     assert "340 more passes in report.json" in text
-
-
-def test_bounds_and_operators_sum_up_to_the_whole() -> None:
-    cost = costs(100)
-    nodes, rest = slowest(cost)
-    assert rest is not None
-    assert len(nodes) + rest.nodes == 100
-    assert sum(node.seconds or 0 for node in nodes) + rest.seconds == pytest.approx(cost.seconds)
-    assert sum(row.seconds for row in by_op_type(cost)) == pytest.approx(cost.seconds)
-    assert [bound for bound, _ in by_bound(cost)] == ["compute", "memory", "overhead"]
-
-
-def test_many_operators_end_in_a_sum() -> None:
-    cost = costs()
-    rows = tuple(dataclasses.replace(row, op_type=f"Op{i}") for i, row in enumerate(cost.nodes))
-    summed = by_op_type(dataclasses.replace(cost, nodes=rows))
-    assert summed[-1].label == "24 others"
-    assert sum(row.nodes for row in summed) == 40
-
-
-@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
-def test_ticks_are_few_and_within(low: float, width: float) -> None:
-    if low + width == low:
-        return
-    marks = ticks(low, low + width)
-    slack = 1e-9 * max(abs(low), width)
-    assert all(low - slack <= mark <= low + width + slack for mark in marks)
-    assert 2 <= len(marks) <= 7
-
-
-@given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1), st.sampled_from(["top1", "mse"]))
-def test_an_interval_lies_on_its_axis(drop: float, below: float, above: float, metric: str) -> None:
-    drawn = interval(accuracy(metric=metric, drop=drop, interval=(drop - below, drop + above)))
-    assert drawn is not None
-    assert 0 <= drawn.low <= drawn.point + 1e-9 <= drawn.high + 2e-9 <= 100 + 1e-6
-    assert 0 <= drawn.zero <= 100
-
-
-@given(st.floats(0, allow_nan=False))
-def test_error_bars_stay_within_their_track(change: float) -> None:
-    assert 0 <= log_width(change) <= 100
-
-
-def test_an_error_bar_grows_by_a_tenth_for_a_power_of_ten() -> None:
-    assert log_width(1e-3) - log_width(1e-4) == pytest.approx(10)
-    assert log_width(None) == log_width(0.0) == 0
-
-
-def test_long_text_is_cut() -> None:
-    assert clip("a" * 1000, 9) == "aaaa…aaa"
-    assert tail("Mobilenet/Block_1/Conv2d_12_depthwise/depthwise", 36) == "…/Conv2d_12_depthwise/depthwise"
-    assert tail("x" * 100, 10) == "…" + "x" * 9
-
-
-def test_a_number_keeps_its_unit_on_its_line() -> None:
-    assert unbroken("68.4 % of 3 samples in 2 ms, 5 MB") == "68.4\u00a0% of 3 samples in 2\u00a0ms, 5\u00a0MB"
-
-
-def test_ratios_within_a_twentieth_are_no_change() -> None:
-    assert ratio(100, 104, "smaller", "larger") == ""
-    assert ratio(0, 104, "smaller", "larger") == ""
-    assert ratio(100, 200, "smaller", "larger") == "2.0\N{MULTIPLICATION SIGN} larger"
-
-
-@pytest.mark.parametrize(
-    ("shown", "expected"),
-    [
-        (units.energy(None), "-"),
-        (units.energy(0.42), "420 mJ"),
-        (units.energy(2e-6), "2 µJ"),
-        (units.energy(12.0), "12 J"),
-        (units.duration(0.0), "0 µs"),
-        (units.duration(0.9996e-3), "1 ms"),
-        (units.duration(0.0123456), "12.3 ms"),
-        (units.duration(0.99949), "999 ms"),
-        (units.duration(4321.0), "4321 s"),
-        (units.decibel(-math.inf), "not comparable"),
-        (units.decibel(math.inf), "equal"),
-        (units.small(2.34e-6), "2.3e-06"),
-        (units.small(0.5), "0.5"),
-        (units.small(0.0), "0"),
-        (units.small(None), "-"),
-        (units.small(math.inf), "∞"),
-    ],
-)
-def test_units(shown: str, expected: str) -> None:
-    assert shown == expected

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from optkit.dataset.samples import read_samples
-from optkit.errors import InputError
 from optkit.model.loading import load_text
+from refusals import refused
 
 VECTOR = load_text('<ir_version: 10, opset_import: ["": 21]> main (float[N,4] x) => (float[N,4] y) { y = Identity(x) }')
 TOKENS = load_text('<ir_version: 10, opset_import: ["": 21]> main (int64[N,T] ids) => (int64[N,T] y) { y = Abs(ids) }')
-
-
-def refused(sentence: str):
-    return pytest.raises(InputError, match=re.escape(sentence))
 
 
 CODE = """
