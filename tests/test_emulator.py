@@ -140,8 +140,8 @@ def test_inputs_that_the_model_does_not_have_are_ignored(
 ) -> None:
     target, emulated = ready("cortex-a53")
     run = emulated.load(packaged(net, target, tmp_path))
-    more = [{"label": np.array(3), **samples[0]}]
-    np.testing.assert_array_equal(run(more)[0]["y"], run(samples[:1])[0]["y"])
+    more, bare = run([{"label": np.array(3), **samples[0]}, samples[0]])  # one process: each start takes seconds
+    np.testing.assert_array_equal(more["y"], bare["y"])
 
 
 def test_text_goes_in_and_comes_out(tmp_path: Path) -> None:
