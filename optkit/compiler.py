@@ -108,7 +108,7 @@ def compile(
 
     def build(folder: Path) -> Report:
         artifact = toolchain.package(compiled, device, folder)
-        assessment = assess(original, artifact, executors, samples, context, metrics)
+        assessment = assess(original, artifact, executors, samples, context, metrics, repeatable=not result.unverified)
         report = summarize(
             name=path.name,
             sha256=sha256,

@@ -55,6 +55,8 @@ def assess(
     samples: Samples,
     context: Context,
     metrics: Sequence[str] = (),
+    *,
+    repeatable: bool = True,
 ) -> Assessment:
     """Run the artifact on every executor and compare it with the original on the same samples.
 
@@ -67,6 +69,7 @@ def assess(
         samples: Evaluation data, or calibration data, or random samples.
         context: For the progress display.
         metrics: Metrics by name; the one that suits the labels by default.
+        repeatable: Whether two runs of the original agree; where they do not, outputs that differ mean nothing.
 
     Raises:
         VerificationError: The artifact does not load or run.
@@ -99,7 +102,12 @@ def assess(
     if not measured:
         notices.append("accuracy was not measured: no labelled data was given (--eval)")
         worst = min((execution.fidelity.sqnr_db for execution in executions), default=float("inf"))
-        if worst < DOUBTFUL_DB:
+        if worst == float("-inf") and repeatable:
+            notices.append(
+                "the outputs differ from the original's in shape, or in which numbers are NaN or infinite: see with "
+                "'optkit diff' where this begins"
+            )
+        elif worst < DOUBTFUL_DB and repeatable:
             notices.append(
                 f"the outputs are only {worst:.1f} dB from the original's: measure with --eval, see with 'optkit diff' "
                 "which tensors suffer, and keep their nodes in float with a rule"
@@ -124,7 +132,7 @@ def _remembering(run: Run) -> Run:
             key = _digest(sample)
             if key not in seen:
                 result = run([sample])[0]
-                size = sum(array.nbytes for array in result.values())
+                size = sum(_nbytes(value) for value in result.values())
                 if held + size > REMEMBERED_BYTES:
                     outputs.append(result)
                     continue
@@ -134,6 +142,15 @@ def _remembering(run: Run) -> Run:
         return outputs
 
     return remembered
+
+
+def _nbytes(value: object) -> int:
+    """Return the bytes of an output: a tensor, or a sequence or map of them; none for what an optional lacks."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return sum(_nbytes(part) for part in value)
+    return int(np.asarray(value).nbytes)
 
 
 def _digest(sample: Mapping[str, np.ndarray]) -> bytes:

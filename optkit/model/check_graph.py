@@ -118,6 +118,8 @@ class _Body:
         if "" in inputs | initializers:
             raise InputError(f"{label} has an input or initializer without a name", where=str(self.file))
         outputs = [value.name for value in graph.output]
+        if not outputs:
+            raise InputError(f"{label} has no output", where=str(self.file), hint="export it with its results")
         self.check_nodes(graph.node, (*outer, inputs | initializers), outputs, label)
 
     def check_nodes(
@@ -224,6 +226,10 @@ def _unknown_operator(op_type: str, opset: int, where: str) -> InputError:
     if first > opset:
         what = f"{op_type} exists since opset {first}, and the model declares opset {opset}"
         return InputError(what, where=where, hint="export it with that opset")
+    later = min((s.since_version for s in versions if s.since_version > opset and not s.deprecated), default=0)
+    if later:
+        what = f"{op_type} of opset {opset} is deprecated: ONNX has defined it anew in opset {later}"
+        return InputError(what, where=where, hint=f"export it with opset {later} or newer")
     if versions:
         removed = min(s.since_version for s in versions if s.deprecated)
         what = f"{op_type} was removed from ONNX in opset {removed}, and the model declares opset {opset}"

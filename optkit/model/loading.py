@@ -17,6 +17,7 @@ from optkit.model.check_graph import check_proto, find_cycle, innermost, run_che
 from optkit.model.check_tensor import proto_tensors
 from optkit.model.file_format import recognize
 from optkit.model.normalize import drop_listed_initializers, inline_functions, normalize_proto, read_small_tensors
+from optkit.model.sequences import type_sequences
 
 EXTERNAL_DATA_BYTES = 1_500_000_000  # larger models are saved with external data: protobuf ends at 2 GiB
 PROTOBUF_BYTES = 1 << 31
@@ -218,6 +219,7 @@ def bind_dims(model: ir.Model, dims: Mapping[str, int]) -> None:
 
 def infer_shapes(model: ir.Model) -> None:
     """Fill in shapes and element types that ONNX can infer; what it cannot is left open."""
+    type_sequences(model)
     ir_passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 
