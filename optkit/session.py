@@ -19,6 +19,8 @@ Inputs = Mapping[str, np.ndarray]
 
 BY_REFERENCE_BYTES = 1 << 16  # weights at least this large are lent to onnxruntime instead of copied
 
+UNKNOWN_OPERATOR = "is not a registered function/op"  # onnxruntime's words
+
 # Shared libraries with custom operators, separated like PATH.
 CUSTOM_OPS_VARIABLE = "OPTKIT_CUSTOM_OPS"
 
@@ -49,8 +51,10 @@ class Session:
                 options.add_external_initializers(list(self._weights), list(self._weights.values()))
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class
-            what = f"onnxruntime {ort.__version__} cannot load the model: {_first_line(error)}"
-            raise CannotRunError(what) from error
+            sentence = _first_line(error)
+            hint = f"give the library that holds it in ${CUSTOM_OPS_VARIABLE}" if UNKNOWN_OPERATOR in sentence else ""
+            what = f"onnxruntime {ort.__version__} cannot load the model: {sentence}"
+            raise CannotRunError(what, hint=hint) from error
         self.input_names = [value.name for value in self._session.get_inputs()]
         self.output_names = [value.name for value in self._session.get_outputs()]
         self._overridable = [value.name for value in self._session.get_overridable_initializers()]
@@ -70,8 +74,21 @@ class Session:
         try:
             values = self._session.run(names, {name: inputs[name] for name in taken})
         except Exception as error:
-            raise CannotRunError(f"the model does not run on the given inputs: {_first_line(error)}") from error
+            what = f"the model does not run on the given inputs: {_first_line(error)}"
+            raise CannotRunError(what, hint=self._open_dims()) from error
         return dict(zip(names, values, strict=True))
+
+    def _open_dims(self) -> str:
+        """Return what to try where sizes were chosen for dimensions that the model leaves open, or nothing."""
+        shapes = {value.name: value.shape or [] for value in self._session.get_inputs()}
+        open_dims = dict.fromkeys(
+            dim if isinstance(dim, str) else f"{name}.{axis}"
+            for name, shape in shapes.items()
+            for axis, dim in enumerate(shape)
+            if not isinstance(dim, int)
+        )
+        names = ", ".join(list(open_dims)[:4]) + (", ..." if len(open_dims) > 4 else "")
+        return f"a size of an open dimension ({names}) may not suit it: --dim NAME=SIZE fixes one" if open_dims else ""
 
 
 def session_options(*, optimize: bool, threads: int = 0) -> ort.SessionOptions:
@@ -157,7 +174,9 @@ def _lendable(tensor: ir.TensorProtocol) -> bool:
 
 
 # What onnxruntime's ORT_ENFORCE puts before its sentence: file:line function(arguments) qualifiers.
-_SOURCE_LOCATION = re.compile(r"\S+\.(?:h|cc|cpp):\d+ [^\s(]+(?:\(\))?(?:\([^)]*\))?(?: const)? (?:\[with [^]]*\] )?")
+_SOURCE_LOCATION = re.compile(
+    r"\S+\.(?:h|cc|cpp):\d+ [^\s(]+(?:\(\))?(?:\([^)]*\))?(?:::<lambda\(\)>)?(?: const)? (?:\[with [^]]*\] )?"
+)
 
 
 def _first_line(error: Exception) -> str:
