@@ -58,7 +58,10 @@ def _share(model: ir.Model, values: list[ir.Value], taken: set[str], context: Co
     fixed = [value for value in values if value.is_graph_input() or value.is_graph_output()]
     for value in fixed:
         context.missed(value, "it equals another initializer, but its name is an input or output of the graph")
-    free = [value for value in values if value not in fixed]
+    written = [value for value in values if any(_trains(node) for node, _ in value.uses())]
+    for value in written:
+        context.missed(value, "it equals another initializer, but a BatchNormalization in training mode writes over it")
+    free = [value for value in values if value not in fixed and value not in written]
     homes = {id(value.graph) for value in free}
     kept = free[0] if free else None
     if kept is None or kept.name is None or kept.graph is None:
@@ -72,6 +75,12 @@ def _share(model: ir.Model, values: list[ir.Value], taken: set[str], context: Co
         context.applied(value, f"the same tensor as '{kept.name}'")
         forward(value, kept)
         prune([value])
+
+
+def _trains(node: ir.Node) -> bool:
+    """Whether a BatchNormalization is in training mode, where onnxruntime writes over its running mean and variance."""
+    mode = node.attributes.get("training_mode")
+    return node.op_type == "BatchNormalization" and mode is not None and bool(mode.as_int())
 
 
 def _attribute(attribute: ir.Attr) -> Hashable | None:
