@@ -69,12 +69,17 @@ def main() -> None:
         if debug:
             raise
         _fail(str(error), error.exit_code, as_json, error.to_dict())
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        _reader_left()  # the option parser and rich both make of it 1, which here means a limit
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _reader_left()
     except Exception as error:
         if hasattr(error, "format_message"):  # the option parser's own errors, whose class moved between versions
             message = _usage(error)
+            if not message:  # no command was given: the parser has shown the help
+                sys.exit(2)
             _fail(message, 2, as_json, {"error": message, "exit_code": 2})
         if debug:
             raise
@@ -82,10 +87,18 @@ def main() -> None:
         _fail(message, INTERNAL_ERROR, as_json, {"error": message, "exit_code": INTERNAL_ERROR})
 
 
+def _reader_left() -> None:
+    """Exit with 0: whoever read the output, ``head`` for instance, had enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered goes nowhere
+    sys.exit(0)
+
+
 def _usage(error: Any) -> str:
     """Return the option parser's message as a sentence that ends in what to try."""
     context = getattr(error, "ctx", None)
     message = str(error.format_message()).strip().rstrip(".")
+    if not message:
+        return ""
     return f"{message}; try '{context.command_path} --help'" if context is not None else message
 
 

@@ -16,7 +16,9 @@ from optkit.report.contents import plain as plain
 T = TypeVar("T")
 
 WIDTH = 140  # of what is piped into a file or another program
+NARROWEST = 100  # in a narrower terminal its own line breaks are easier to read than columns of two characters
 console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+console.width = max(console.width, NARROWEST)
 log = Console(stderr=True, highlight=False)
 
 
