@@ -55,6 +55,18 @@ REFUSALS: dict[str, tuple[str, dict[str, np.ndarray], str, str]] = {
         "MatMul",
         "its constant input is a vector",
     ),
+    "masked columns": (
+        "(float[4,16] x) => (float[4,5] y) { y = Gemm (x, w, b) }",
+        {"w": random(16, 5), "b": np.array([0, -np.inf, 0, 0, -np.inf], np.float32)},
+        "Gemm",
+        "its bias holds infinite values",
+    ),
+    "tiny weights": (
+        "(float[4,16] x) => (float[4,5] y) { y = MatMul (x, w) }",
+        {"w": random(16, 5) * np.float32(1e-25)},
+        "MatMul",
+        "its weights are below 3e-17, too small for a scale",
+    ),
     "double": (
         "(double[4,16] x) => (double[4,5] y) { y = MatMul (x, w) }",
         {"w": random(16, 5).astype(np.float64)},
@@ -98,6 +110,27 @@ def test_refusal(name: str) -> None:
     assert missed(remarks)[op_type] == reason
     if op_type != "GlobalAveragePool" and name != "double":
         assert sqnr(model, result) > 25
+
+
+def test_weight_that_is_an_output_is_kept_beside_its_integers() -> None:
+    model = build("(float[4,16] x) => (float[4,5] y, float[16,5] w) { y = MatMul (x, w) }", w=random(16, 5))
+    result, remarks = quantized(model)
+    assert [r.message for r in remarks if r.kind == "missed"] == [
+        "reads 'w' in float, so that it is stored in both forms"
+    ]
+    assert sqnr(model, result) > 25
+
+
+def test_masked_columns_after_a_product_stay_apart() -> None:
+    model = build(
+        "(float[4,16] x) => (float[4,5] y) { a = MatMul (x, w)  b = Add (a, mask)  y = Softmax (b) }",
+        w=random(16, 5),
+        mask=np.array([0, -np.inf, 0, 0, -np.inf], np.float32),
+    )
+    result, _ = quantized(model)
+    assert [ops(result).count(op) for op in ("MatMul", "Add", "Gemm")] == [1, 1, 0]
+    assert result.graph.initializers["mask"].dtype == ir.DataType.FLOAT
+    assert sqnr(model, result) > 25
 
 
 def test_rule_keeps_a_node_in_float() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from optkit.graph import constant, forward, is_constant, remove
@@ -51,4 +52,6 @@ def _added_bias(node: ir.Node) -> tuple[ir.Node | None, ir.Value | None]:
     if bias is None or not is_constant(bias) or bias.shape is None:
         return None, None
     fits = list(bias.shape) in ([weight.shape[1]], [1, weight.shape[1]])
-    return (uses[0].node, bias) if fits else (None, None)
+    held = constant(bias)
+    masked = held is not None and np.isinf(held).any()  # minus infinity hides a column: no integer says that
+    return (uses[0].node, bias) if fits and not masked else (None, None)

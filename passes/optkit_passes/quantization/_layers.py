@@ -8,7 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from optkit.graph import argument, constant, is_constant
+from optkit.quant.integers import SMALLEST_SCALE
 from optkit.recipe import PRECISION_KEY
+
+INT8_STEPS = 127
 
 LAYER_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
@@ -61,9 +64,20 @@ def describe(node: ir.Node) -> Layer | str:
     refusal = why_float(node, (0, 1, 2))
     if refusal:
         return refusal
-    if node.op_type == "MatMul":
-        return _matmul(node)
-    return _gemm(node) if node.op_type == "Gemm" else _convolution(node)
+    layer = {"MatMul": _matmul, "Gemm": _gemm}.get(node.op_type, _convolution)(node)
+    return layer if isinstance(layer, str) else _unfit_constants(layer) or layer
+
+
+def _unfit_constants(layer: Layer) -> str:
+    """Return why the weights or the bias of a layer have no 8-bit form that means the same; empty if they have."""
+    bias = None if layer.bias is None else constant(layer.node.inputs[layer.bias])
+    if bias is not None and np.isinf(bias).any():
+        return "its bias holds infinite values"  # masked columns
+    weight = constant(layer.stored)
+    largest = 0.0 if weight is None or not weight.size else float(max(-weight.min(), weight.max()))
+    if 0 < largest < INT8_STEPS * SMALLEST_SCALE:
+        return f"its weights are below {INT8_STEPS * SMALLEST_SCALE:.1g}, too small for a scale"
+    return ""
 
 
 def why_float(node: ir.Node, inputs: tuple[int, ...]) -> str:

@@ -106,8 +106,9 @@ class QuantizeStatic(Pass):
             if is_unused(value):
                 model.graph.initializers.pop(value.name or "", None)
             elif value.dtype == ir.DataType.FLOAT:
-                reader = next(iter(value.uses())).node
-                context.missed(reader, f"reads '{value.name}' in float, so that it is stored in both forms")
+                use = next(iter(value.uses()), None)  # None: it is an output of the model
+                where = value if use is None else use.node
+                context.missed(where, f"reads '{value.name}' in float, so that it is stored in both forms")
         model.metadata_props["onnx.infer"] = "onnxruntime.quant"  # as onnxruntime's own tool marks its models
 
     def _calibrate(self, model: ir.Model, context: Context) -> tuple[Plan, dict[str, Histogram]]:
