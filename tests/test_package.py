@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import optkit.package.write
+from interruptible import interruptible
 from optkit.errors import InputError
 from optkit.package.artifact import (
     Difference,
@@ -161,7 +162,8 @@ write_package(Path(sys.argv[1]), build)
 
 
 def start_writer(goal: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(goal)], stdout=subprocess.PIPE, text=True)
+    command = interruptible([sys.executable, "-c", KILLED, str(goal)])
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "writing\n"
     return process

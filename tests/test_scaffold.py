@@ -61,19 +61,19 @@ def execute(folder: Path, environment: dict[str, str], *command: str) -> str:
 
 
 def test_a_new_pass_is_complete(tmp_path: Path) -> None:
-    files = new_pass("div-to-mul", tmp_path)
-    assert files == sorted(file for file in (tmp_path / "div-to-mul").rglob("*") if file.is_file())
-    assert {str(file.relative_to(tmp_path / "div-to-mul")) for file in files} == {
+    files = new_pass("turn-division", tmp_path)
+    assert files == sorted(file for file in (tmp_path / "turn-division").rglob("*") if file.is_file())
+    assert {str(file.relative_to(tmp_path / "turn-division")) for file in files} == {
         "README.md",
         "pyproject.toml",
-        "src/div_to_mul/__init__.py",
-        "src/div_to_mul/py.typed",
+        "src/turn_division/__init__.py",
+        "src/turn_division/py.typed",
         "tests/golden.txt",
         "tests/test_golden.py",
     }
-    project = tomllib.loads((tmp_path / "div-to-mul" / "pyproject.toml").read_text())["project"]
-    assert project["entry-points"]["optkit.passes"] == {"div-to-mul": "div_to_mul:DivToMul"}
-    assert [path.name for path in tmp_path.iterdir()] == ["div-to-mul"]
+    project = tomllib.loads((tmp_path / "turn-division" / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["optkit.passes"] == {"turn-division": "turn_division:TurnDivision"}
+    assert [path.name for path in tmp_path.iterdir()] == ["turn-division"]
 
 
 def test_a_new_pass_has_the_name_it_is_registered_under(tmp_path: Path) -> None:
@@ -83,25 +83,25 @@ def test_a_new_pass_has_the_name_it_is_registered_under(tmp_path: Path) -> None:
 
 
 def test_a_new_pass_agrees_with_its_golden_file(tmp_path: Path) -> None:
-    new_pass("div-to-mul", tmp_path)
-    cls = load_pass(tmp_path / "div-to-mul", "div_to_mul", "DivToMul")
-    cases = read_golden(tmp_path / "div-to-mul" / "tests" / "golden.txt")
+    new_pass("turn-division", tmp_path)
+    cls = load_pass(tmp_path / "turn-division", "turn_division", "TurnDivision")
+    cases = read_golden(tmp_path / "turn-division" / "tests" / "golden.txt")
     assert len(cases) == 6
     for case in cases:
         check_golden(case, cls)
 
 
 def test_a_new_pass_conforms(tmp_path: Path) -> None:
-    new_pass("div-to-mul", tmp_path)
-    results = check_class(load_pass(tmp_path / "div-to-mul", "div_to_mul", "DivToMul"))
+    new_pass("turn-division", tmp_path)
+    results = check_class(load_pass(tmp_path / "turn-division", "turn_division", "TurnDivision"))
     assert {result.check: result.problem for result in results if result.problem} == {}
     assert "loop-body" in results[-1].detail
 
 
 @pytest.mark.slow
 def test_a_new_pass_passes_its_own_tests(tmp_path: Path) -> None:
-    new_pass("div-to-mul", tmp_path)
-    folder = tmp_path / "div-to-mul"
+    new_pass("turn-division", tmp_path)
+    folder = tmp_path / "turn-division"
     output = execute(folder, install(folder, tmp_path / "site"), "pytest", "-q", "-p", "no:cacheprovider")
     assert "7 passed" in output
 
@@ -125,8 +125,8 @@ def test_what_is_generated_is_formatted(make: Make, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [new_pass, new_target])
 def test_what_is_generated_is_typed(make: Make, tmp_path: Path) -> None:
-    make("div-to-mul", tmp_path)
-    folder = tmp_path / "div-to-mul"
+    make("turn-division", tmp_path)
+    folder = tmp_path / "turn-division"
     environment = {**os.environ, "MYPYPATH": "src"}
     execute(folder, environment, "mypy", "--cache-dir", str(tmp_path / "cache"), "src", "tests")
 
@@ -182,16 +182,18 @@ def test_a_python_name_is_taken(name: str, tmp_path: Path) -> None:
 
 
 def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "div-to-mul").mkdir()
-    with pytest.raises(InputError, match=r"div-to-mul: it exists already; remove it, or choose another name or --into"):
-        new_pass("div-to-mul", tmp_path)
-    assert not list((tmp_path / "div-to-mul").iterdir())
+    (tmp_path / "turn-division").mkdir()
+    with pytest.raises(
+        InputError, match=r"turn-division: it exists already; remove it, or choose another name or --into"
+    ):
+        new_pass("turn-division", tmp_path)
+    assert not list((tmp_path / "turn-division").iterdir())
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"div-to-mul: cannot be written: "):
-        new_pass("div-to-mul", tmp_path / "file")
+    with pytest.raises(InputError, match=r"turn-division: cannot be written: "):
+        new_pass("turn-division", tmp_path / "file")
 
 
 def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,8 +201,8 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "rename", full)
-    with pytest.raises(InputError, match=r"div-to-mul: cannot be written: No space left on device$"):
-        new_pass("div-to-mul", tmp_path)
+    with pytest.raises(InputError, match=r"turn-division: cannot be written: No space left on device$"):
+        new_pass("turn-division", tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from interruptible import interruptible
+
 DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 COMPILE = ("compile", str(DIGITS / "digits.onnx"), "--target", "host", "--precision", "fp32")
 OPTKIT = (sys.executable, "-m", "optkit")
@@ -76,7 +78,8 @@ def test_names_with_spaces_and_letters_of_other_scripts(tmp_path: Path) -> None:
 def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     data = ("--calibration", str(DIGITS / "calibration.npz"), "--eval", str(DIGITS / "test.npz"))
     command = [*OPTKIT, "compile", str(DIGITS / "digits.onnx"), "--target", "host", "--precision", "w8a8", *data]
-    run = subprocess.Popen([*command, "--output", "out"], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    command = interruptible([*command, "--output", "out"])
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not any(tmp_path.iterdir()):  # the hidden folder in which the package grows
         assert run.poll() is None
