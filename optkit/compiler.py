@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +89,11 @@ def compile(
     if track is not None:
         context.track = track
     if calibration is not None:
-        context.calibration = read_samples(calibration, original, preprocess=preprocess)
+        context.calibration = read_samples(calibration, original, preprocess=preprocess, inputs_only=True)
     if evaluation is not None:
         samples = read_samples(evaluation, original, preprocess=preprocess, labels=labels)
     elif context.calibration is not None:
-        samples = replace(context.calibration, labels=None)  # what ranges were fitted to is no test of accuracy
+        samples = context.calibration  # without labels: what ranges were fitted to is no test of accuracy
     else:
         samples = random_samples(original, VERIFICATION_SAMPLES)
 

@@ -5,6 +5,7 @@ Commands import what they need when they run, so that ``optkit --help`` answers 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -22,6 +23,7 @@ EPILOG = (
     "--debug anywhere shows the traceback of an error."
 )
 INTERNAL_ERROR, INTERRUPTED = 70, 130
+GARBAGE_THRESHOLD = 10_000  # a graph is many small objects that live: looking for garbage among them is time lost
 COMMANDS = ("compiling", "looking", "packages", "plugins")  # modules, in the order in which help lists their commands
 
 app = typer.Typer(
@@ -52,6 +54,7 @@ def _options(
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    gc.set_threshold(GARBAGE_THRESHOLD)
     for module in COMMANDS:
         importlib.import_module(f"optkit.cli.{module}")  # registers its commands
     arguments = sys.argv[1:]

@@ -107,6 +107,7 @@ def read_samples(
     preprocess: str | Path | None = None,
     labels: str | None = None,
     limit: int | None = None,
+    inputs_only: bool = False,
 ) -> Samples:
     """Read samples for a model in any form that ``--calibration`` and ``--eval`` take (docs/data.md).
 
@@ -118,6 +119,7 @@ def read_samples(
         preprocess: A ``preprocess.toml``; by default the one in the data's folder.
         labels: Where the labels are: a key of the data, ``file.csv[:column]`` or ``file.npy``.
         limit: Read no more than this many samples.
+        inputs_only: Look for no labels: data to calibrate with needs none, even where its description names some.
 
     Returns:
         The samples; the first one has been read and fits. Later ones are checked when they are read.
@@ -129,12 +131,12 @@ def read_samples(
     from optkit.dataset.usercode import call
 
     if isinstance(data, Samples):
-        return data[:limit]
+        return replace(data[:limit], labels=None) if inputs_only else data[:limit]
     spec = str(data) if isinstance(data, (str, Path)) else "memory"
     text, cut = _split_slice(spec)
     path, reach = Path(text), _reach(cut, limit)
     inputs = {value.name or "": value for value in graph_inputs(model)}
-    reader = Reader(inputs, spec, Path(preprocess) if preprocess else None, labels)
+    reader = Reader(inputs, spec, Path(preprocess) if preprocess else None, labels, inputs_only)
     if isinstance(data, Mapping):
         samples = reader.arrays({name: np.asarray(array) for name, array in data.items()})
     elif not isinstance(data, (str, Path)):
@@ -153,7 +155,7 @@ def read_samples(
     if not samples:
         raise InputError("there is no sample in it", where=samples.source)
     samples[0]  # a misfit is told before anything is run
-    return samples
+    return replace(samples, labels=None) if inputs_only else samples
 
 
 def _split_slice(text: str) -> tuple[str, slice]:

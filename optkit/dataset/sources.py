@@ -30,12 +30,14 @@ class Reader:
         source: What the user named, for errors and reports.
         preprocess_file: The ``preprocess.toml`` that the user named, or None for the one in the data's folder.
         labels: Where the user says that the labels are, or None.
+        inputs_only: Read no file of labels.
     """
 
     inputs: Mapping[str, ir.Value]
     source: str
     preprocess_file: Path | None
     labels: str | None
+    inputs_only: bool = False
 
     def array_file(self, file: Path) -> Samples:
         """Read an ``.npz`` file, or an ``.npy`` file for a model with one input."""
@@ -211,6 +213,8 @@ class Reader:
         self, preprocess: Preprocess | None, folder: Path | None, files: Sequence[Path] | None, count: int
     ) -> np.ndarray | None:
         """Read the labels that the user, ``preprocess.toml`` or a file in the data's folder name."""
+        if self.inputs_only:
+            return None
         if self.labels is not None:
             return read_labels(self.labels, folders=[], files=files, count=count)
         if preprocess and preprocess.labels:
