@@ -2,48 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optkit.dataset.samples import random_samples
 from optkit.model.loading import load_text
 from optkit.pass_check import fingerprint
-from optkit.pipeline import Context, Pass, Pipeline
-from optkit.plugins import pass_class
-from optkit.target import Target
-
-
-def create(name: str, **options: object) -> Pass:
-    return pass_class(name).model_validate(options)
-
-
-def run(model: ir.Model, *passes: Pass, samples: int = 2, target: Target | None = None) -> Context:
-    """Run passes strictly, each verified within its effect on random samples."""
-    context = Context(target=target)
-    result = Pipeline(passes, strict=True).run(model, context, list(random_samples(model, samples)))
-    assert not result.unverified
-    return context
-
-
-def messages(model: ir.Model, pass_: Pass, kind: str = "missed", target: Target | None = None) -> list[str]:
-    """Run one pass without executing the model, and return its remarks."""
-    context = Context(target=target)
-    pass_.run(model, context)
-    return [remark.message for remark in context.remarks if remark.kind == kind]
-
-
-def op_types(model: ir.Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph.all_nodes())
-
-
-def node(model: ir.Model, name: str) -> ir.Node:
-    return next(node for node in model.graph.all_nodes() if node.name == name)
-
+from pass_runs import create, messages, node, op_types, run
 
 NORM = "float[2] g = {2.0, 4.0}, float[2] o = {1.0, 1.0}, float[2] m = {1.0, 0.5}, float[2] v = {0.25, 0.25}"
 
@@ -93,7 +60,7 @@ def float16_model(gamma: float) -> ir.Model:
     { c = Conv (x, w) y = BatchNormalization <epsilon: float = 0.75> (c, g, o, m, v) }"""
     model = ir.from_onnx_text(text)
     for name, value in model.graph.initializers.items():
-        array = np.array([gamma]) if name == "g" else value.const_value.numpy()  # type: ignore[union-attr]
+        array = np.array([gamma]) if name == "g" else value.const_value.numpy()
         value.const_value = ir.tensor(array.astype(np.float16), name=name)
         value.type = ir.TensorType(ir.DataType.FLOAT16)
     return model
@@ -106,7 +73,7 @@ def test_float16_weights_are_folded_in_float64_and_rounded_once() -> None:
     model.graph[0].name, model.graph[1].name = "conv", "norm"
     run(model, create("fold-batch-norm"))
     (conv,) = model.graph
-    weight, bias = (value.const_value.numpy() for value in conv.inputs[1:])  # type: ignore[union-attr]
+    weight, bias = (value.const_value.numpy() for value in conv.inputs[1:])
     assert weight.dtype == bias.dtype == np.float16
     np.testing.assert_array_equal(weight.ravel(), (np.arange(1, 10) * gamma).astype(np.float16))
     np.testing.assert_array_equal(bias, np.array([1 - gamma]).astype(np.float16))

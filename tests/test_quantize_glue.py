@@ -73,7 +73,7 @@ def test_glue_is_quantized_between_convolutions(name: str) -> None:
     result, remarks = quantized(model)
     assert not missed(remarks)
     node = find(result, op_type)
-    assert node.inputs[0].producer().op_type == "DequantizeLinear"  # type: ignore[union-attr]
+    assert node.inputs[0].producer().op_type == "DequantizeLinear"
     assert [use.node.op_type for use in node.outputs[0].uses()] == ["QuantizeLinear"]
     if name in MOVEMENT:
         assert params(node.inputs[0]) == params(node.outputs[0])
@@ -211,7 +211,7 @@ def test_residual_stream_of_a_transformer_stays_float() -> None:
     model = transformer_block()
     result, remarks = quantized(model)
     for node in (node for node in result.graph if node.op_type in ("Add", "LayerNormalization", "Softmax")):
-        assert all(v is None or v.producer() is None or v.producer().op_type != "DequantizeLinear" for v in node.inputs)  # type: ignore[union-attr]
+        assert all(v is None or v.producer() is None or v.producer().op_type != "DequantizeLinear" for v in node.inputs)
     reasons = {remark.node: remark.message for remark in remarks if remark.kind == "missed"}
     assert set(reasons.values()) == {
         "input 'x' is available in float at no cost",

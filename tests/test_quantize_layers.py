@@ -55,10 +55,10 @@ def test_conv_transpose(group: int) -> None:
     assert bias is not None
     if group == 1:
         assert weight.attributes["axis"].as_int() == 1
-        assert constant(weight.inputs[1]).shape == (6,)  # type: ignore[union-attr]
+        assert constant(weight.inputs[1]).shape == (6,)
     else:  # axis 1 names a channel of each group
         assert "axis" not in weight.attributes
-        assert constant(weight.inputs[1]).shape == ()  # type: ignore[union-attr]
+        assert constant(weight.inputs[1]).shape == ()
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_conv_transpose(group: int) -> None:
 def test_weights_are_symmetric_per_channel_on_the_right_axis(name: str, axis: int) -> None:
     result, _ = quantized(LAYERS[name]())
     layer = next(node for node in result.graph if node.op_type in FLOAT_KERNELS)
-    dequantize = layer.inputs[1].producer()  # type: ignore[union-attr]
+    dequantize = layer.inputs[1].producer()
     assert dequantize is not None
     assert dequantize.attributes["axis"].as_int() == axis
     integers = next(value for key, value in result.graph.initializers.items() if key == "w_quantized")
@@ -113,10 +113,10 @@ def test_bias_is_int32_at_the_scale_of_the_accumulator() -> None:
     model = LAYERS["conv"]()
     result, _ = quantized(model)
     initializers = {name: constant(value) for name, value in result.graph.initializers.items()}
-    assert initializers["b_quantized"].dtype == np.int32  # type: ignore[union-attr]
-    expected = initializers["x_scale"] * initializers["w_scale"]  # type: ignore[operator]
-    assert np.array_equal(initializers["b_quantized_scale"], expected)  # type: ignore[arg-type]
-    restored = initializers["b_quantized"] * initializers["b_quantized_scale"]  # type: ignore[operator]
+    assert initializers["b_quantized"].dtype == np.int32
+    expected = initializers["x_scale"] * initializers["w_scale"]
+    assert np.array_equal(initializers["b_quantized_scale"], expected)
+    restored = initializers["b_quantized"] * initializers["b_quantized_scale"]
     assert np.abs(restored - random(8)).max() <= expected.max() * 0.51
 
 

@@ -44,7 +44,7 @@ def test_embedding_is_stored_in_8_bits_and_dequantized_after_the_rows_are_picked
     )
     result, remarks = quantized(model, TOKENS)
     gather = find(result, "Gather")
-    assert gather.inputs[0].name == "table_quantized"  # type: ignore[union-attr]
+    assert gather.inputs[0].name == "table_quantized"
     assert [use.node.op_type for use in gather.outputs[0].uses()] == ["DequantizeLinear"]
     assert "table" not in result.graph.initializers
     assert [r.message for r in remarks if r.op_type == "Gather"] == ["table stored in 8 bits"]
@@ -71,7 +71,7 @@ def test_table_tied_to_the_output_layer_is_stored_once(form: str) -> None:
         flat=np.array([9, 16]),
     )
     result, _ = quantized(model, TOKENS)
-    stored = [name for name, value in result.graph.initializers.items() if value.const_value.size == 800]  # type: ignore[union-attr]
+    stored = [name for name, value in result.graph.initializers.items() if value.const_value.size == 800]
     assert stored == ["table_quantized"]
     assert compare(run_samples(model, TOKENS), run_samples(result, TOKENS)).sqnr_db > 30
     assert set(deployed(result)) & INTEGER_KERNELS
@@ -214,8 +214,8 @@ def test_pairs_of_weights_do_not_saturate_where_the_target_adds_them_in_int16(na
 
 def test_depthwise_weights_keep_the_full_range_everywhere() -> None:
     full, limited = (quantized(LAYERS["depthwise"](), target=target)[0] for target in (None, avx2()))
-    assert full.graph.initializers["w_scale"].const_value.tobytes() == (  # type: ignore[union-attr]
-        limited.graph.initializers["w_scale"].const_value.tobytes()  # type: ignore[union-attr]
+    assert full.graph.initializers["w_scale"].const_value.tobytes() == (
+        limited.graph.initializers["w_scale"].const_value.tobytes()
     )
 
 
@@ -227,7 +227,7 @@ def test_tied_table_is_stored_once_where_pairs_saturate() -> None:
         flat=np.array([9, 16]),
     )
     result, _ = quantized(model, TOKENS, target=avx2())
-    assert [n for n, v in result.graph.initializers.items() if v.const_value.size == 800] == ["table_quantized"]  # type: ignore[union-attr]
+    assert [n for n, v in result.graph.initializers.items() if v.const_value.size == 800] == ["table_quantized"]
     assert compare(run_samples(model, TOKENS), run_samples(result, TOKENS)).sqnr_db > 28
 
 

@@ -17,39 +17,7 @@ import pytest
 from optkit.errors import InputError
 from optkit.model import loading as optkit_model
 from optkit.model.loading import load, load_text, save, source_files, source_sha256
-from optkit.session import Session
-
-NEWEST = onnx.defs.onnx_opset_version()
-HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
-X = np.array([1, -2, 3, -4], np.float32)
-
-
-def write(folder: Path, text: str, name: str = "model.onnx") -> Path:
-    path = folder / name
-    path.write_bytes(onnx.parser.parse_model(text if text.startswith("<") else HEADER + text).SerializeToString())
-    return path
-
-
-def run(model: ir.Model | Path, **inputs: np.ndarray) -> list[np.ndarray]:
-    return list(Session(model).run(inputs).values())
-
-
-def assert_same(path: Path, **inputs: np.ndarray) -> ir.Model:
-    """Load, run, save, run again and load again: the outputs never change, nor do opset and IR version."""
-    expected = run(path, **inputs)
-    model = load(path)
-    saved = path.with_name("saved.onnx")
-    save(model, saved)
-    for outcome in (run(model, **inputs), run(saved, **inputs), run(load(saved), **inputs)):
-        for a, b in zip(expected, outcome, strict=True):
-            np.testing.assert_array_equal(a, b)
-    source, proto = onnx.load(path), onnx.load(saved)
-    assert proto.ir_version == source.ir_version
-    assert {o.domain: o.version for o in proto.opset_import if not o.domain} == {
-        o.domain: o.version for o in source.opset_import if not o.domain
-    }
-    onnx.checker.check_model(proto)
-    return model
+from round_trips import HEADER, X, assert_same, run, write
 
 
 def test_tied_weights_stay_one_tensor(tmp_path: Path) -> None:

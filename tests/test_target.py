@@ -19,7 +19,7 @@ def quantities(value: object) -> list[Quantity]:
     if isinstance(value, Quantity):
         return [value]
     if hasattr(value, "model_fields_set"):
-        return [q for name in type(value).model_fields for q in quantities(getattr(value, name))]  # type: ignore[attr-defined]
+        return [q for name in type(value).model_fields for q in quantities(getattr(value, name))]
     if isinstance(value, dict):
         return [q for item in value.values() for q in quantities(item)]
     return [q for item in value for q in quantities(item)] if isinstance(value, tuple) else []

@@ -22,7 +22,7 @@ OPTKIT = (sys.executable, "-m", "optkit")
 
 
 def optkit(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*OPTKIT, *arguments], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run([*OPTKIT, *arguments], capture_output=True, text=True, check=False, **options)
 
 
 def test_without_a_command_the_help_is_shown_and_nothing_is_called_an_error() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,34 +11,10 @@ import pytest
 from optkit.dataset.samples import random_samples
 from optkit.model.loading import load, load_text
 from optkit.pass_check import fingerprint
-from optkit.pipeline import Context, Pass, Pipeline
-from optkit.plugins import pass_class
+from optkit.pipeline import Context, Pipeline
 from optkit.session import Session
 from optkit.target import Target, load_target
-
-
-def create(name: str, **options: object) -> Pass:
-    return pass_class(name).model_validate(options)
-
-
-def run(model: ir.Model, *passes: Pass, samples: int = 2, target: Target | None = None) -> Context:
-    """Run passes strictly, each verified within its effect on random samples."""
-    context = Context(target=target)
-    result = Pipeline(passes, strict=True).run(model, context, list(random_samples(model, samples)))
-    assert not result.unverified
-    return context
-
-
-def messages(model: ir.Model, pass_: Pass, kind: str = "missed", target: Target | None = None) -> list[str]:
-    """Run one pass without executing the model, and return its remarks."""
-    context = Context(target=target)
-    pass_.run(model, context)
-    return [remark.message for remark in context.remarks if remark.kind == kind]
-
-
-def op_types(model: ir.Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph.all_nodes())
-
+from pass_runs import create, messages, op_types, run
 
 NARROW = "main (float16[2] x) => (float16[2] y) {{ {} }}"
 

@@ -33,13 +33,13 @@ def describe_node(
         elif isinstance(item, np.ndarray):
             tensor = ir.tensor(item, name=f"w{index}")
             values.append(ir.Value(name=f"w{index}", const_value=tensor, shape=ir.Shape(item.shape)))
-            values[-1].type = ir.TensorType(tensor.dtype)  # type: ignore[union-attr]
+            values[-1].type = ir.TensorType(tensor.dtype)
         else:
             values.append(ir.Value(name=f"x{index}", shape=ir.Shape(item), type=ir.TensorType(dtype)))
     shapes = [output] if not output or isinstance(output[0], int) else list(output)
-    node = ir.node(op_type, values, attributes, domain=domain, num_outputs=len(shapes), name="node")  # type: ignore[arg-type]
+    node = ir.node(op_type, values, attributes, domain=domain, num_outputs=len(shapes), name="node")
     for index, (value, shape) in enumerate(zip(node.outputs, shapes, strict=True)):
-        value.name, value.shape, value.type = f"y{index}", ir.Shape(shape), ir.TensorType(dtype)  # type: ignore[arg-type]
+        value.name, value.shape, value.type = f"y{index}", ir.Shape(shape), ir.TensorType(dtype)
     graph = ir.Graph(
         [value for value in values if value is not None and value.const_value is None],
         node.outputs,
