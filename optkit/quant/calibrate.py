@@ -13,6 +13,7 @@ from optkit.errors import InputError
 from optkit.model.loading import graph_inputs
 from optkit.quant.histogram import Histogram, Range, entropy_range, minmax_range, mse_range, percentile_range
 from optkit.quant.integers import IntegerGrid
+from optkit.quant.walk import require_finite, require_samples
 from optkit.session import CannotRunError, Session, with_outputs
 
 RangeMethod = Literal["minmax", "percentile", "entropy", "mse"]
@@ -47,10 +48,7 @@ def observe(
     Raises:
         InputError: No samples, a sample the model does not take, or a tensor with NaN or infinite values.
     """
-    if samples is None or not len(samples):
-        given = "none was given" if samples is None else "the data given holds no samples"
-        hint = "pass --calibration DATA: an .npz, a folder of arrays or images, or module:function"
-        raise InputError(f"static quantization needs calibration data and {given}", hint=hint)
+    samples = require_samples(samples, "static quantization")
     found = {name: Histogram() for name in names}
     fed = {value.name for value in graph_inputs(model)}
     computed = [name for name in found if name not in fed]
@@ -72,15 +70,7 @@ def observe(
 def _add(histogram: Histogram, value: np.ndarray, name: str, index: int, sampled: int) -> None:
     if not value.size:
         return
-    with np.errstate(invalid="ignore"):
-        low, high = float(value.min()), float(value.max())  # NaN if there is one
-    if not (np.isfinite(low) and np.isfinite(high)):
-        kind = "NaN" if np.isnan(low) or np.isnan(high) else "infinite"
-        raise InputError(
-            f"tensor '{name}' has {kind} values",
-            where=f"calibration sample {index}",
-            hint="leave the sample out, or keep the nodes that read the tensor in float with a rule",
-        )
+    low, high = require_finite(value, name, index)
     flat = value.ravel()
     step = -(-flat.size // max(sampled, 1)) | 1  # odd: no common factor with the usual widths and channel counts
     histogram.add(flat[index * 7919 % step :: step] if sampled else flat[:0], low, high)

@@ -1,0 +1,106 @@
+"""A walk computes what the whole model computes, node by node, and sees changes ahead of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from optkit.errors import InputError
+from optkit.quant.walk import Walk, reads
+from optkit.session import run_samples
+
+MODEL = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,4] x, bool flag) => (float[N,4] y, float[N,4] early)
+<float[4,4] w = {1,0,0,0, 0,2,0,0, 0,0,3,0, 0,0,0,4}, float[4,4] v = {1,1,0,0, 0,1,1,0, 0,0,1,1, 0,0,0,1}>
+{
+    a = MatMul(x, w)
+    early = Relu(a)
+    b = MatMul(early, v)
+    c = If (flag) <
+        then_branch = t () => (float[N,4] p) { p = Add(a, b) },
+        else_branch = e () => (float[N,4] q) { q = Sub(a, b) }
+    >
+    y = MatMul(c, w)
+}
+"""
+
+
+def _model() -> ir.Model:
+    return ir.from_onnx_text(MODEL)
+
+
+def _samples(count: int = 3) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [{"x": rng.normal(size=(n + 1, 4)).astype(np.float32), "flag": np.array(n % 2 == 0)} for n in range(count)]
+
+
+def _node(model: ir.Model, output: str) -> ir.Node:
+    return next(node for node in model.graph if node.outputs[0].name == output)
+
+
+@pytest.mark.parametrize("optimize", [False, True])
+def test_outputs_of_a_walk_are_those_of_the_model(optimize: bool) -> None:
+    model, samples = _model(), _samples()
+    walk = Walk(model, samples, optimize=optimize)
+    for name in ("b", "c", "y"):
+        walk.inputs(_node(model, name))
+    walk.advance(None)
+    for value in model.graph.outputs:
+        for found, expected in zip(walk.values(value), run_samples(model, samples), strict=True):
+            np.testing.assert_allclose(found, expected[value.name], rtol=1e-6)
+
+
+def test_inputs_come_for_every_sample_with_constants_in_place() -> None:
+    model, samples = _model(), _samples()
+    rows = Walk(model, samples).inputs(_node(model, "b"))
+    assert [len(row) for row in rows] == [2, 2, 2]
+    weight = rows[0][1]
+    for row, sample in zip(rows, samples, strict=True):
+        np.testing.assert_allclose(row[0], np.maximum(sample["x"] * [1, 2, 3, 4], 0), rtol=1e-6)
+        assert row[1] is weight
+
+
+def test_a_change_ahead_is_seen_by_later_layers() -> None:
+    model, samples = _model(), _samples()
+    walk = Walk(model, samples)
+    walk.inputs(_node(model, "a"))
+    model.graph.initializers["w"].const_value = ir.tensor(np.zeros((4, 4), np.float32))
+    assert all(not row[0].any() for row in walk.inputs(_node(model, "b")))
+
+
+def test_only_what_later_nodes_read_is_held() -> None:
+    model = _model()
+    walk = Walk(model, _samples())
+    walk.advance(_node(model, "y"))
+    assert set(walk._values[0]) == {"c", "early"}  # the memory bound is the point
+
+
+def test_a_kept_value_stays() -> None:
+    model = _model()
+    walk = Walk(model, _samples())
+    bias = _node(model, "b").outputs[0]
+    walk.advance(None, keep=[bias])
+    assert walk.values(bias)[0].shape == (1, 4)
+
+
+def test_reads_looks_into_bodies() -> None:
+    assert [value.name for value in reads(_node(_model(), "c"))] == ["flag", "a", "b", "p", "q"]
+
+
+def test_refusals() -> None:
+    model = _model()
+    with pytest.raises(InputError, match="rounding needs calibration data and none was given"):
+        Walk(model, None, name="rounding")
+    with pytest.raises(InputError, match="the data given holds no samples"):
+        Walk(model, [])
+    with pytest.raises(InputError, match="calibration sample 0: it has no array for input 'flag'"):
+        Walk(model, [{"x": np.zeros((1, 4), np.float32)}])
+    broken = _samples(2)
+    broken[1]["x"][0, 0] = np.nan
+    with pytest.raises(InputError, match="calibration sample 1: tensor 'x' has NaN values"):
+        Walk(model, broken).inputs(_node(model, "a"))
+    wrong = [{"x": np.zeros((1, 5), np.float32), "flag": np.array(True)}]
+    with pytest.raises(InputError, match="calibration sample 0: the model does not run on the given inputs"):
+        Walk(model, wrong).advance(None)
