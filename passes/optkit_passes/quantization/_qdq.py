@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from optkit.graph import add_constant, constant, names, unique
+from optkit.graph import add_constant, constant, names, opset, unique
 from optkit.quant.integers import (
     Granularity,
     IntegerGrid,
+    PerBlock,
     PerChannel,
     PerTensor,
     QuantParams,
@@ -24,15 +25,21 @@ from optkit.quant.integers import (
     with_scale,
 )
 
+from ._formats import Formats
 from ._layers import Layer, summed_rows
 from ._regions import Plan
+
+INT4_IR_VERSION = 10  # the first with 4-bit tensors
+# What QuantizeLinear and DequantizeLinear of ai.onnx take since opset 21 only.
+NEWER = (ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT16, ir.DataType.UINT16)
 
 
 @dataclass(frozen=True)
 class WrittenLayer:
-    """How a layer's weight was written: its elements, its scales, and how many of these were widened for the bias."""
+    """How a layer's weight was written: elements, bits, scales, and how many of these were widened for the bias."""
 
     elements: int
+    bits: int
     scales: int
     widened: int
 
@@ -42,26 +49,25 @@ class QdqWriter:
 
     Args:
         model: The model, changed in place.
-        weights: The integers for weights.
-        per_channel: Whether weights may have one scale per output channel.
-        pairs_saturate: Whether kernels add the products of two neighbouring weights in int16.
+        formats: The integers to write, and what may share a scale.
         shared: Constants that are both an embedding and a weight. They get one scale, so that one copy serves both.
     """
 
     def __init__(
         self,
         model: ir.Model,
-        weights: IntegerGrid,
+        formats: Formats,
         *,
-        per_channel: bool,
-        pairs_saturate: bool,
         shared: Collection[ir.Value],
     ) -> None:
         self.graph = model.graph
-        self.weights = weights
-        self.per_channel = per_channel
-        self.pairs_saturate = pairs_saturate
+        self.formats = formats
         self.shared = shared
+        self.domain = formats.domain(opset(model))
+        if self.domain:
+            model.opset_imports.setdefault(self.domain, 1)
+        if formats.weights.bits < 8:
+            model.ir_version = max(model.ir_version, INT4_IR_VERSION)
         self.taken = names(model)
         self._tied: dict[ir.Value, QuantParams] = {}
         self._constants: dict[tuple[object, ...], ir.Value] = {}
@@ -75,7 +81,7 @@ class QdqWriter:
         name, everyone = value.name or "", value in plan.integer
         readers = [use for use in value.uses() if everyone or plan.read_as_integer(use.node, use.idx)]
         inputs = self._params(name, params, omit_zero=False)
-        q = self._node("QuantizeLinear", name, [value, *inputs], ir.DataType.from_numpy(params.grid.dtype), value.shape)
+        q = self._node("QuantizeLinear", name, [value, *inputs], element_type(params.grid), value.shape)
         dq = self._node("DequantizeLinear", name, [q, *inputs], ir.DataType.FLOAT, value.shape)
         self._insert(q, dq, after=value.producer())
         for use in readers:
@@ -94,7 +100,8 @@ class QdqWriter:
         """Store a layer's weight as integers and its bias as int32 at the scale of the accumulator.
 
         The bias scale is input scale times weight scale. Where a bias would not fit in 32 bits at it, the weight scale
-        of its channel is widened until it does.
+        of its channel is widened until it does. With one scale per block of a row no scale is the accumulator's: the
+        bias stays float.
 
         Raises:
             InputError: The weight or the bias holds NaN or infinity.
@@ -104,18 +111,17 @@ class QdqWriter:
         assert stored is not None
         weight, bias = _scaled_constants(layer)
         name = stored.name or ""
-        granularity: Granularity = PerTensor()
-        if layer.axis is not None and self.per_channel and stored not in self.shared:
-            granularity = PerChannel(layer.axis if layer.transpose is None else 0)
-        params = weight_qparams(weight, self.weights, granularity, name=name)
-        rows = summed_rows(layer, weight) if self.pairs_saturate else None
+        grid, granularity = self._format(layer)
+        params = weight_qparams(weight, grid, granularity, name=name)
+        rows = summed_rows(layer, weight) if self.formats.pairs_saturate else None
         if rows is not None:
             floor = pair_scale_floor(rows)
             params = with_scale(
                 params, np.maximum(params.scale, floor if params.scale.ndim else floor.max(initial=0.0))
             )
         widened = 0
-        if bias is not None:
+        blocks = isinstance(granularity, PerBlock)
+        if bias is not None and not blocks:
             floor = bias_scale_floor(bias, input_scale)
             scale = np.maximum(params.scale, floor if params.scale.ndim else floor.max(initial=0.0))
             widened = int((scale > params.scale).sum())
@@ -124,10 +130,29 @@ class QdqWriter:
             self._tied[stored] = params
         node.replace_input_with(index, self._stored(name, weight, params, node, swap=layer.transpose is not None))
         if bias is not None and layer.bias is not None:
-            name = node.inputs[layer.bias].name or ""  # type: ignore[union-attr]
+            original = node.inputs[layer.bias]
+            assert original is not None
+            name = original.name or ""
             scale = np.asarray(input_scale * params.scale, np.float32)
-            node.replace_input_with(layer.bias, self._stored_bias(name, bias, scale, node))
-        return WrittenLayer(weight.size, params.scale.size, widened)
+            new = self._shared(name, bias) if blocks else self._stored_bias(name, bias, scale, node)
+            node.replace_input_with(layer.bias, new)
+        return WrittenLayer(weight.size, grid.bits, params.scale.size, widened)
+
+    def _format(self, layer: Layer) -> tuple[IntegerGrid, Granularity]:
+        """Return the integers of a layer's weight, and what shares a scale.
+
+        Blocks run along the summed axis of a matrix product. A convolution sums over a window as well, and a table that
+        is an embedding too is read by rows: these have one scale per channel and one per tensor.
+        """
+        if layer.stored in self.shared:
+            return self.formats.tables, PerTensor()
+        if layer.axis is None:
+            return self.formats.weights, PerTensor()
+        if self.formats.block_size and layer.node.op_type in ("Gemm", "MatMul") and layer.transpose is None:
+            return self.formats.weights, PerBlock(1 - layer.axis, self.formats.block_size)
+        if self.formats.per_channel:
+            return self.formats.weights, PerChannel(layer.axis if layer.transpose is None else 0)
+        return self.formats.weights, PerTensor()
 
     def embedding(self, node: ir.Node) -> None:
         """Store the table of a Gather as integers, one scale per column, and dequantize the rows that it picks.
@@ -141,15 +166,16 @@ class QdqWriter:
         array = constant(table)
         assert table is not None
         assert array is not None
-        per_channel = self.per_channel and table not in self._tied
+        per_channel = self.formats.per_channel and table not in self._tied
         granularity = PerChannel(array.ndim - 1) if per_channel else PerTensor()
-        params = self._tied.get(table) or weight_qparams(array, self.weights, granularity, name=table.name or "")
+        grid = self.formats.tables
+        params = self._tied.get(table) or weight_qparams(array, grid, granularity, name=table.name or "")
         integers, scales = self._integers(table.name or "", array, params)
         node.replace_input_with(0, integers)
         readers = output.uses()
         axis = -1 if per_channel else None
         dq = self._node("DequantizeLinear", output.name or "", [output, *scales], ir.DataType.FLOAT, output.shape, axis)
-        output.type = ir.TensorType(ir.DataType.from_numpy(params.grid.dtype))  # copies of a model share types
+        output.type = ir.TensorType(element_type(params.grid))  # copies of a model share types
         self._insert(dq, after=node)
         for use in readers:
             use.node.replace_input_with(use.idx, dq)
@@ -166,13 +192,17 @@ class QdqWriter:
         integers, scales = self._integers(name, array, params, omit_zero=omit_zero)
         key = (swap, integers.name, *(scale.name for scale in scales))
         if key not in self._dequantized:
-            axis = params.granularity.axis if isinstance(params.granularity, PerChannel) else None
+            granularity = params.granularity
+            axis = None if isinstance(granularity, PerTensor) else granularity.axis
+            size = granularity.size if isinstance(granularity, PerBlock) else 0
             if swap:
                 axis = None if axis is None else 1 - axis
                 integers = self._node("Transpose", name, [integers], integers.dtype, integers.shape)
                 integers.shape = ir.Shape(array.T.shape)
                 self._insert(integers, before=reader)
-            dq = self._node("DequantizeLinear", name, [integers, *scales], ir.DataType.FLOAT, integers.shape, axis)
+            dq = self._node(
+                "DequantizeLinear", name, [integers, *scales], ir.DataType.FLOAT, integers.shape, axis, size
+            )
             self._insert(dq, before=reader)
             self._dequantized[key] = dq
         return self._dequantized[key]
@@ -188,7 +218,8 @@ class QdqWriter:
         self, name: str, array: np.ndarray, params: QuantParams, *, omit_zero: bool = True
     ) -> tuple[ir.Value, list[ir.Value]]:
         """Return the integers of a constant and their parameters."""
-        integers = self._shared(f"{name}_quantized", quantize(array, params, name=name))
+        stored = quantize(array, params, name=name).astype(element_type(params.grid).numpy())
+        integers = self._shared(f"{name}_quantized", stored)
         return integers, self._params(name, params, omit_zero=omit_zero)
 
     def _params(self, name: str, params: QuantParams, *, omit_zero: bool) -> list[ir.Value]:
@@ -196,7 +227,8 @@ class QdqWriter:
         scale = self._shared(f"{name}_scale", params.scale)
         if omit_zero and not params.zero_point.any():
             return [scale]
-        return [scale, self._shared(f"{name}_zero_point", params.zero_point)]
+        zero_point = params.zero_point.astype(element_type(params.grid).numpy())
+        return [scale, self._shared(f"{name}_zero_point", zero_point)]
 
     def _shared(self, name: str, array: np.ndarray) -> ir.Value:
         key = (
@@ -216,6 +248,7 @@ class QdqWriter:
         dtype: ir.DataType | None,
         shape: ir.Shape | None,
         axis: int | None = None,
+        block_size: int = 0,
     ) -> ir.Value:
         """Return the output of a new node named after the value ``name``."""
         output = ir.Value(
@@ -224,7 +257,12 @@ class QdqWriter:
             shape=None if shape is None else shape.copy(),
         )
         attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
-        ir.Node("", op_type, inputs, attributes, outputs=[output], name=unique(f"{name}_{op_type}", self.taken))
+        if block_size:
+            attributes.append(ir.AttrInt64("block_size", block_size))
+        integers = dtype if op_type == "QuantizeLinear" else inputs[0].dtype
+        everywhere = op_type == "Transpose" or not (block_size or integers in NEWER)
+        domain = "" if everywhere else self.domain
+        ir.Node(domain, op_type, inputs, attributes, outputs=[output], name=unique(f"{name}_{op_type}", self.taken))
         return output
 
     def _insert(self, *outputs: ir.Value, after: ir.Node | None = None, before: ir.Node | None = None) -> None:
@@ -258,6 +296,11 @@ def _scaled_constants(layer: Layer) -> tuple[np.ndarray, np.ndarray | None]:
         weight = weight if alpha == 1 else weight * np.float32(alpha)
         bias = bias if bias is None or beta == 1 else bias * np.float32(beta)
     return weight, None if bias is None else np.broadcast_to(bias.ravel(), layer.channels)
+
+
+def element_type(grid: IntegerGrid) -> ir.DataType:
+    """Return the ONNX element type of a grid's integers."""
+    return ir.DataType[grid.type.upper()]
 
 
 def _pop_float(node: ir.Node, name: str) -> float:

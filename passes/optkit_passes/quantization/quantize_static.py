@@ -1,9 +1,8 @@
-"""Static int8 quantization: weights and activations of convolutions and matrix products become integers."""
+"""Static quantization: weights and activations of convolutions and matrix products become integers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -14,27 +13,24 @@ from optkit.graph import constant, is_constant, is_unused, opset, remove
 from optkit.pipeline import LOSSY, Context, Effect, Pass
 from optkit.quant.calibrate import RangeMethod, estimate_range, observe
 from optkit.quant.histogram import Histogram, merged
-from optkit.quant.integers import IntegerGrid, QuantParams, choose_qparams, integer_grid
-from optkit.target import IntegerFormat, Target
+from optkit.quant.integers import IntegerGrid, QuantParams, choose_qparams
 
 from ._bias import join_bias
+from ._formats import choose_formats
 from ._layers import CLAMP_OPS, LAYER_OPS, clamp_bounds, embedding_table, why_float
 from ._qdq import QdqWriter
 from ._regions import Plan, plan_regions
 
-OLDEST_OPSET = 13  # DequantizeLinear with one scale per channel
-
-# Without a target: what onnxruntime takes on every CPU.
-WEIGHTS = IntegerFormat(dtype="int8", symmetric=True, granularity=("channel", "tensor"))
-ACTIVATIONS = IntegerFormat(dtype="uint8", symmetric=False)
-
 
 class QuantizeStatic(Pass):
-    """Quantize weights and activations to 8 bits with scales fixed by calibration, as quantize / dequantize pairs.
+    """Quantize weights and activations to integers with scales fixed by calibration, as quantize / dequantize pairs.
 
     Conv, ConvTranspose, Gemm and MatMul are quantized wherever they can be, the operators between them where all they
     read is integer already and their result is read as integers. The rest stays float: the residual stream of a
     transformer, normalizations, softmax, final logits. Tables that Gather picks rows of are stored in 8 bits.
+
+    Weights have 8 or 4 bits, activations 8 or 16: the types, their symmetry and what shares a scale are the target's.
+    Other widths than 8 need opset 21, or onnxruntime's own operators where the target loads no such opset.
 
     ``minmax`` is the default because it is the only method that never lost much: SQNR in dB of the outputs of twelve
     real models against float, weights and activations in 8 bits, quantize / dequantize nodes computed in float:
@@ -57,6 +53,8 @@ class QuantizeStatic(Pass):
     ==============  ======  =====  ==========  =======
 
     Attributes:
+        weight_bits: Width of weights, 8 or 4; embeddings keep 8.
+        activation_bits: Width of activations, 8 or 16.
         range_method: How an activation's range is read from what calibration saw: ``minmax``, ``percentile``,
             ``entropy`` (smallest KL divergence) or ``mse`` (smallest squared error).
         percentile: Per cent of the values that the ``percentile`` method keeps inside the range.
@@ -66,17 +64,20 @@ class QuantizeStatic(Pass):
 
     effect: ClassVar[Effect] = LOSSY
 
+    weight_bits: Literal[4, 8] = 8
+    activation_bits: Literal[8, 16] = 8
     range_method: RangeMethod = "minmax"
     percentile: float = Field(default=99.99, gt=50, le=100)
     embeddings: bool = True
 
     def run(self, model: ir.Model, context: Context) -> None:
         """Quantize the main graph in place."""
-        formats = _formats(context.target)
+        formats = choose_formats(context.target, self.weight_bits, self.activation_bits)
         _remark_bodies(model, context)
-        if opset(model) < OLDEST_OPSET:
+        objection = formats.objection(opset(model), context.target)
+        if objection:
             for node in (node for node in model.graph if node.op_type in LAYER_OPS and node.domain == ""):
-                context.missed(node, f"opset {opset(model)}: one scale per channel needs opset {OLDEST_OPSET}")
+                context.missed(node, objection)
             return
         for node in join_bias(model.graph):
             context.applied(node, "joined with the bias added to its result")
@@ -89,13 +90,7 @@ class QuantizeStatic(Pass):
             return
         picked = {node.inputs[0] for node in tables}
         shared = {layer.stored for layer in plan.layers.values() if layer.stored is not None and layer.stored in picked}
-        writer = QdqWriter(
-            model,
-            formats.weights,
-            per_channel=formats.per_channel,
-            pairs_saturate=formats.pairs_saturate,
-            shared=shared,
-        )
+        writer = QdqWriter(model, formats, shared=shared)
         constants = plan.constants() | dict.fromkeys(node.inputs[0] for node in tables if node.inputs[0] is not None)
         _write(plan, params, writer, context)
         for node in tables:
@@ -153,11 +148,13 @@ def _write(plan: Plan, params: dict[ir.Value, QuantParams], writer: QdqWriter, c
             writer.pair(value, params[value], plan)
     for node, layer in plan.layers.items():
         if layer.weight is None:
-            context.applied(node, "activations in 8 bits")
+            context.applied(node, f"activations in {writer.formats.activations.bits} bits")
             continue
         written = writer.layer(layer, input_scales[node])
         widened = f", {written.widened} of them widened so that the bias fits" if written.widened else ""
-        context.applied(node, f"{written.elements} weights in 8 bits with {written.scales} scales{widened}")
+        context.applied(
+            node, f"{written.elements} weights in {written.bits} bits with {written.scales} scales{widened}"
+        )
     for node in plan.glue:
         if not (node.op_type in CLAMP_OPS and _remove_clamp(node, params, plan, context)):
             context.applied(node, "computed on integers")
@@ -182,38 +179,6 @@ def _histogram(value: ir.Value, histograms: dict[str, Histogram]) -> Histogram:
         raise InputError("it holds values that are not finite and cannot be quantized", where=f"tensor '{value.name}'")
     histogram.add(array.ravel(), low, high)
     return histogram
-
-
-@dataclass(frozen=True)
-class _Formats:
-    """What the target takes: integers of weights and activations, and what it asks of the scales of weights."""
-
-    weights: IntegerGrid
-    activations: IntegerGrid
-    per_channel: bool
-    pairs_saturate: bool
-
-
-def _formats(target: Target | None) -> _Formats:
-    """Return the target's formats.
-
-    Raises:
-        InputError: The target takes no 8-bit weights or activations.
-    """
-    weights, activations = WEIGHTS, ACTIVATIONS
-    if target is not None:
-        if "int8" not in target.weights or "int8" not in target.activations:
-            what = "weights" if "int8" not in target.weights else "activations"
-            raise InputError(f"target '{target.name}' takes no 8-bit {what}", hint="choose another precision")
-        weights, activations = target.weights["int8"], target.activations["int8"]
-    reduced = target is not None and target.needs_reduced_range(weights)
-    by_pairs = reduced and weights.symmetric and weights.dtype == "int8" and activations.dtype == "uint8"
-    return _Formats(
-        integer_grid(weights.dtype, symmetric=weights.symmetric, reduced_range=reduced and not by_pairs),
-        integer_grid(activations.dtype, symmetric=activations.symmetric),
-        "channel" in weights.granularity,
-        by_pairs,
-    )
 
 
 def _remark_bodies(model: ir.Model, context: Context) -> None:
