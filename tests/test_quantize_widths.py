@@ -138,10 +138,11 @@ def test_target_without_the_opset_gets_operators_of_onnxruntime(weight_bits: int
 
 
 def test_target_without_the_width_is_an_error() -> None:
+    base = load_target("cortex-a53")
+    target = npu(weights={"int8": base.weights["int8"]}, activations={"int8": base.activations["int8"]})
     for options, what in ({"weight_bits": 4}, "4-bit weights"), ({"activation_bits": 16}, "16-bit activations"):
         with pytest.raises(InputError) as error:
-            quantized(LAYERS["conv"](), target=npu(weights=load_target("cortex-a53").weights,
-                      activations=load_target("cortex-a53").activations), **options)  # fmt: skip
+            quantized(LAYERS["conv"](), target=target, **options)
         assert str(error.value) == f"target 'cortex-a53' takes no {what}; choose another precision"
 
 
