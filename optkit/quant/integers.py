@@ -82,6 +82,11 @@ class IntegerGrid:
         return (self.low + self.high + 1) // 2
 
     @property
+    def full_range(self) -> bool:
+        """Whether a symmetric grid has a step more below its zero point than above."""
+        return self.symmetric and self.middle - self.low > self.high - self.middle
+
+    @property
     def steps(self) -> int:
         """Number of steps between the lowest and the highest integer."""
         return self.high - self.low
@@ -164,7 +169,7 @@ def choose_qparams(
     above = np.maximum(np.asarray(high, np.float64), 0.0)
     if not (np.isfinite(below).all() and np.isfinite(above).all()):
         raise _not_finite(name)
-    if grid.symmetric and grid.high - grid.middle < grid.middle - grid.low:
+    if grid.full_range:
         # the larger side gets the spare step; half a step beyond its last integer the other side still rounds to it
         larger, smaller = np.maximum(-below, above), np.minimum(-below, above)
         size = np.maximum(larger / (grid.middle - grid.low), smaller / (grid.high - grid.middle + 0.5))
@@ -177,7 +182,7 @@ def choose_qparams(
     scale = np.where(above > below, scale, np.float32(1)).astype(np.float32)
     if grid.symmetric:
         zero_point = np.full(scale.shape, grid.middle)
-        if grid.high - grid.middle < grid.middle - grid.low:
+        if grid.full_range:
             scale = np.where(above > -below, -scale, scale)
     else:
         zero_point = np.clip(np.rint(grid.low - below / scale), grid.low, grid.high)
