@@ -70,6 +70,27 @@ def test_a_change_ahead_is_seen_by_later_layers() -> None:
     assert all(not row[0].any() for row in walk.inputs(_node(model, "b")))
 
 
+QDQ = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,2] x) => (float[N,2] y)
+<int8[2,2] q = {1,0,0,1}, float scale = {0.5}>
+{
+    w = DequantizeLinear(q, scale)
+    a = MatMul(x, w)
+    y = MatMul(a, w)
+}
+"""
+
+
+def test_what_depends_on_constants_only_is_computed_anew() -> None:
+    model = ir.from_onnx_text(QDQ)
+    samples = [{"x": np.array([[4.0, 8.0]], np.float32)}]
+    walk = Walk(model, samples)
+    np.testing.assert_array_equal(walk.inputs(_node(model, "a"))[0][1], [[0.5, 0], [0, 0.5]])
+    model.graph.initializers["scale"].const_value = ir.tensor(np.array(1.0, np.float32))
+    np.testing.assert_array_equal(walk.inputs(_node(model, "y"))[0][0], [[4, 8]])
+
+
 def test_only_what_later_nodes_read_is_held() -> None:
     model = _model()
     walk = Walk(model, _samples())

@@ -23,7 +23,8 @@ class Walk:
     """The state of a model that has been run up to some node, for every sample.
 
     Nodes that were not reached yet may be changed, replaced, added or removed between two calls: what is run is what
-    stands in the graph when the walk gets there. Nodes that were passed must stay.
+    stands in the graph when the walk gets there. Nodes that were passed must stay, but for those that only depend on
+    constants, such as dequantized weights: they are never held, and run anew with every piece that reads them.
 
     Args:
         model: The model; only its main graph is walked, bodies run with the node that holds them.
@@ -73,6 +74,8 @@ class Walk:
             return [None] * self.count
         if is_constant(value) and value.const_value is not None:
             return [value.const_value.numpy()] * self.count
+        if value in _fixed(self.model.graph):
+            return list(Session(_piece(self.model, [], [value])).run({}).values()) * self.count
         found = [held[value.name or ""] for held in self._values]
         for index, array in enumerate(found):
             if isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.size:
@@ -89,14 +92,16 @@ class Walk:
         Raises:
             InputError: The model does not run on a sample.
         """
+        fixed = _fixed(self.model.graph)
+        computed = [each for each in self.model.graph if not each.outputs or each.outputs[0] not in fixed]
         ahead: list[ir.Node] = []
-        for each in self.model.graph:
+        for each in computed:
             if each is node:
                 break
             if each not in self._passed:
                 ahead.append(each)
         self._passed.update(ahead)
-        later = (value for each in self.model.graph if each not in self._passed for value in reads(each))
+        later = (value for each in computed if each not in self._passed for value in reads(each))
         needed = {value.name or "" for value in (*later, *keep, *self.model.graph.outputs)}
         if ahead:
             self._run(ahead, needed)
@@ -132,6 +137,15 @@ def reads(node: ir.Node) -> dict[ir.Value, None]:
         for inner in body.all_nodes():
             found |= dict.fromkeys(value for value in inner.inputs if value is not None)
         found |= dict.fromkeys(body.outputs)
+    return found
+
+
+def _fixed(graph: ir.Graph) -> set[ir.Value]:
+    """Return the values that depend on constants only."""
+    found: set[ir.Value] = set()
+    for node in graph:
+        if node.inputs and all(value is None or is_constant(value) or value in found for value in reads(node)):
+            found.update(node.outputs)
     return found
 
 
