@@ -52,7 +52,8 @@ def compile(
         model: The ONNX file, or a folder that holds one.
         target: A target's name, TOML file or ``name:key=value`` form, or a loaded target.
         output: The folder to write; ``<model>-<target>`` in the working directory by default.
-        precision: For instance ``w8a8`` or ``fp32``; the recipe's, else the target's default.
+        precision: For instance ``w8a8``, ``w4a16-b64`` or ``fp32`` (see `optkit.precision`); the recipe's, else the
+            target's default.
         recipe: A recipe, or its file, with passes and rules of its own.
         options: Options of passes, as ``{"pass-name.option": value}``.
         calibration: Calibration data in any form that `optkit.dataset.samples.read_samples` takes.
@@ -78,8 +79,8 @@ def compile(
     path = model_file(Path(model))
     device = target if isinstance(target, Target) else load_target(target)
     wanted = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe)) if recipe else Recipe()
-    precision = precision or wanted.precision or device.default_precision
-    passes = build_passes(device.recipe_for(precision) if wanted.passes is None else wanted.passes, options)
+    chosen = device.precision(precision or wanted.precision)
+    passes = build_passes(device.recipe_for(chosen) if wanted.passes is None else wanted.passes, options)
     toolchain = plugins.packager(device.packager)
     executors = choose_executors(toolchain.executors(device), executor)
 
@@ -115,7 +116,7 @@ def compile(
             artifact_bytes=sum((folder / file).stat().st_size for file in artifact.files),
             package=goal.name,
             target=device,
-            precision=precision,
+            precision=chosen,
             original=original,
             compiled=compiled,
             context=context,
@@ -124,7 +125,7 @@ def compile(
             gates=gates or Gates(),
             sample=samples[0],
         )
-        locked = lock(wanted, passes, device, precision, {"model": path.name, "model_sha256": sha256})
+        locked = lock(wanted, passes, device, str(chosen), {"model": path.name, "model_sha256": sha256})
         files = {
             "report.json": report.to_json(),
             "report.html": render_html(report),
@@ -132,7 +133,7 @@ def compile(
             "recipe.lock.toml": locked,
         }
         ran = "; ".join(execution.executor for execution in report.executions) or "nothing: it does not run here"
-        provenance = Provenance(path.name, sha256, device.name, device.packager, precision, digest(locked), ran)
+        provenance = Provenance(path.name, sha256, device.name, device.packager, str(chosen), digest(locked), ran)
         seal_package(folder, artifact, files, provenance)
         return report
 

@@ -119,9 +119,13 @@ def apply_rules(model: ir.Model, rules: Sequence[Rule], target: Target) -> None:
     """
     nodes = list(model.graph.all_nodes())
     for number, rule in enumerate(rules, 1):
-        if rule.precision != FLOAT and rule.precision not in target.precisions:
-            hint = did_you_mean(rule.precision, [FLOAT, *target.precisions])
-            raise InputError(f"rule {number} names the unknown precision '{rule.precision}'", hint=hint)
+        if rule.precision != FLOAT:
+            try:
+                target.precision(rule.precision)
+            except InputError as error:
+                hint = did_you_mean(rule.precision, [FLOAT, *target.precisions])
+                what = f"rule {number} names the unknown precision '{rule.precision}': {error.what}"
+                raise InputError(what, hint=hint) from error
         matched = [node for node in nodes if rule.matches(node)]
         if not matched:
             known = {node.name or "" for node in nodes} if rule.match != "*" else {node.op_type for node in nodes}

@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from optkit.errors import InputError, did_you_mean
 from optkit.plugins import target_files
+from optkit.precision import Precision, check_table, choose, substitute, values_for
 
 
 class Frozen(BaseModel):
@@ -53,7 +54,11 @@ class IntegerFormat(Frozen):
         dtype: The ONNX element type, ``int8`` or ``uint8`` and so on.
         symmetric: Zero point fixed at 0 (signed) or at the middle (unsigned).
         granularity: What one scale may cover, best first.
-        block_size: Accepted block sizes, for ``block`` granularity.
+        block_size: Accepted block sizes, for ``block`` granularity, best first.
+        operators: The forms in which the runtime takes constants of this format, best first: ``MatMulNBits``,
+            ``GatherBlockQuantized``, ``DequantizeLinear`` (one per block), ``QDQ`` (one per tensor or channel).
+        accuracy_level: How far MatMulNBits may round activations: 4 computes in int8, 0 in the activations' own type.
+        accuracy_level_needs_isa: That level is worth it only where the ISA has one of these; elsewhere it is 0.
         reduced_range: Give up range, one bit at most, because kernels add two products in int16 (x86 without VNNI).
         reduced_range_unless_isa: The reduced range is not needed where the ISA has one of these.
     """
@@ -62,6 +67,9 @@ class IntegerFormat(Frozen):
     symmetric: bool
     granularity: tuple[Literal["tensor", "channel", "block"], ...] = ("tensor",)
     block_size: tuple[int, ...] = ()
+    operators: tuple[Literal["MatMulNBits", "GatherBlockQuantized", "DequantizeLinear", "QDQ"], ...] = ("QDQ",)
+    accuracy_level: int = Field(default=0, ge=0, le=4)
+    accuracy_level_needs_isa: tuple[str, ...] = ()
     reduced_range: bool = False
     reduced_range_unless_isa: tuple[str, ...] = ()
 
@@ -125,7 +133,8 @@ class Target(Frozen):
         kernel: The kernel table; first match wins.
         weights: Accepted weight formats by width (``int8``).
         activations: Accepted activation formats by width.
-        precisions: Passes that end the pipeline for each precision name.
+        precisions: Passes that end the pipeline, by the base name of a precision; options may hold placeholders (see
+            `optkit.precision.values_for`).
         cleanup: Passes that begin every pipeline.
         default_precision: The precision compiled when the user names none.
         executor: What the packager needs to run the artifact here (its own keys).
@@ -163,17 +172,30 @@ class Target(Frozen):
         """The outermost memory level."""
         return list(self.memory.values())[-1]
 
-    def recipe_for(self, precision: str | None) -> tuple[PassSpec, ...]:
-        """Return the default pipeline for a precision (None: the target's default).
+    @field_validator("precisions")
+    @classmethod
+    def _base_names(cls, tables: Mapping[str, tuple[PassSpec, ...]]) -> Mapping[str, tuple[PassSpec, ...]]:
+        check_table(tables)
+        return tables
+
+    def precision(self, name: str | None) -> Precision:
+        """Return a precision by name (None: the target's default), checked against what the target takes.
+
+        Raises:
+            InputError: The name is malformed, no table has it, or its block size or granularity is not taken.
+        """
+        return choose(name or self.default_precision, self)
+
+    def recipe_for(self, precision: str | Precision | None) -> tuple[PassSpec, ...]:
+        """Return the default pipeline for a precision (None: the target's default), placeholders filled in.
 
         Raises:
             InputError: The target has no such precision.
         """
-        precision = precision or self.default_precision
-        if precision not in self.precisions:
-            hint = did_you_mean(precision, self.precisions)
-            raise InputError(f"target '{self.name}' has no precision '{precision}'", hint=hint)
-        return (*self.cleanup, *self.precisions[precision])
+        found = precision if isinstance(precision, Precision) else self.precision(precision)
+        values = values_for(found, self)
+        specs = (s.model_copy(update={"options": substitute(s.options, values)}) for s in self.precisions[found.base])
+        return (*self.cleanup, *specs)
 
     def needs_reduced_range(self, weights: IntegerFormat) -> bool:
         """Whether weights of this format must give up one bit on this target's ISA."""
@@ -196,7 +218,17 @@ def load_target(spec: str) -> Target:
         target = Target.model_validate(table)
     except ValidationError as error:
         raise InputError(_sentence(error), where=where) from error
-    return _choose_peak(_detect(target) if target.detect else target)
+    return _choose_levels(_choose_peak(_detect(target) if target.detect else target))
+
+
+def _choose_levels(target: Target) -> Target:
+    """Set the accuracy level of formats to 0 where the ISA lacks what their level needs."""
+    fitted = {
+        name: format_.model_copy(update={"accuracy_level": 0})
+        for name, format_ in target.weights.items()
+        if format_.accuracy_level_needs_isa and not set(format_.accuracy_level_needs_isa) & set(target.isa)
+    }
+    return target.model_copy(update={"weights": {**target.weights, **fitted}}) if fitted else target
 
 
 def _choose_peak(target: Target) -> Target:

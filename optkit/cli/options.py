@@ -20,7 +20,12 @@ TargetSpec = Annotated[
     str, typer.Option("--target", "-t", metavar="TARGET", help="A name, a .toml file, or name:key=value,...")
 ]
 Precision = Annotated[
-    str | None, typer.Option(metavar="NAME", help="For instance w8a8 or fp32; the target's default otherwise.")
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Bits of weights and activations (w8a8, w4a16) or fp32, fp16, bf16; then -b32 (block size), -c (per "
+        "channel), -lut (palettes). 'optkit targets NAME' lists those of a target; its default otherwise.",
+    ),
 ]
 Preprocess = Annotated[
     Path | None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from optkit.cli.show import console, print_json, table
+from optkit.precision import Precision, block_sizes
 from optkit.report.units import count, decibel, duration, energy, size
 
 if TYPE_CHECKING:
@@ -189,12 +190,24 @@ def describe_target(target: Target, json: bool) -> None:
         print_json(target.model_dump(mode="json", by_alias=True))
         return
     console.print(f"[bold]{target.name}[/bold]  {escape(target.summary)}, packager {target.packager}")
-    console.print(f"precisions: {', '.join(target.precisions)} (default {target.default_precision})")
     isa = list(target.isa)
     more = f" and {len(isa) - LONGEST} more" if len(isa) > LONGEST else ""
     console.print(f"isa: {', '.join(isa[:LONGEST])}{more}; dtypes: {', '.join(target.dtypes)}")
+    console.print(table("\nPrecisions", ("name", "", "block sizes", "passes"), _precisions(target)))
     rows = [(key, f"{q['value']:g}", q["status"], escape(q["source"])) for key, q in quantities(target.model_dump())]
     console.print(table("", ("number", "value", "status", "source"), rows, right=(1,)))
+
+
+def _precisions(target: Target) -> Iterable[tuple[str, str, str, str]]:
+    """Yield what a request may name: base name, whether it is the default, sizes for ``-b``, passes with options."""
+    for name in target.precisions:
+        passes = []
+        for spec in target.recipe_for(name)[len(target.cleanup) :]:
+            options = ", ".join(f"{key} = {value}" for key, value in spec.options.items())
+            passes.append(f"{spec.pass_} ({options})" if options else spec.pass_)
+        default = "default" if target.precision(None).base == name else ""
+        sizes = ", ".join(str(size) for size in block_sizes(Precision.parse(name), target))
+        yield name, default, sizes, escape(", ".join(passes)) or "nothing is quantized"
 
 
 def quantities(data: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Mapping[str, Any]]]:

@@ -14,6 +14,7 @@ import optkit
 from optkit.cost.summary import cost_summary
 from optkit.evaluate.assess import Assessment
 from optkit.pipeline import Context, PipelineResult
+from optkit.precision import Precision
 from optkit.report.contents import CostSummary, Coverage, Gate, Report, group_remarks
 from optkit.report.inspection import inspect_model
 from optkit.target import Target
@@ -44,7 +45,7 @@ def summarize(
     artifact_bytes: int,
     package: str,
     target: Target,
-    precision: str,
+    precision: Precision,
     original: ir.Model,
     compiled: ir.Model,
     context: Context,
@@ -83,7 +84,7 @@ def summarize(
         model_sha256=sha256,
         target=target.name,
         target_summary=target.summary,
-        precision=precision,
+        precision=str(precision),
         package=package,
         source=inspect_model(original),
         compiled=inspect_model(compiled),
