@@ -56,11 +56,11 @@ def npu(**updates: Any) -> Target:
     return base.model_copy(update={**formats, **updates})
 
 
-def blocks(size: int) -> Target:
-    weights = {
-        "int4": IntegerFormat(dtype="int4", symmetric=True, granularity=("block", "channel"), block_size=(size,))
-    }
-    return npu(weights=weights, opset=load_target("cortex-a53").opset)
+def blocks(size: int, *, operators: tuple[Any, ...] = ("DequantizeLinear", "QDQ")) -> Target:
+    form = IntegerFormat(
+        dtype="int4", symmetric=True, granularity=("block", "channel"), block_size=(size,), operators=operators
+    )
+    return npu(weights={"int4": form}, opset=load_target("cortex-a53").opset)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -179,6 +179,29 @@ def test_bias_of_a_layer_with_blocks_stays_float() -> None:
 def test_convolutions_keep_one_scale_per_channel_where_the_format_says_block() -> None:
     result, _ = quantized(raised(LAYERS["conv"]()), target=blocks(4), weight_bits=4)
     assert constant(result.graph.initializers["w_scale"]).shape == (8,)
+
+
+def test_runtime_without_dequantized_blocks_gets_one_scale_per_channel() -> None:
+    result, _ = quantized(raised(LAYERS["gemm"]()), target=blocks(4, operators=("QDQ",)), weight_bits=4)
+    assert constant(result.graph.initializers["w_scale"]).shape == (5,)
+
+
+def test_block_size_is_an_option() -> None:
+    model = raised(LAYERS["gemm"]())
+    for target, size, shape in (
+        (None, 4, (4, 5)),
+        (None, None, (5,)),
+        (blocks(8), 8, (2, 5)),
+        (blocks(8), None, (2, 5)),
+        (blocks(8), 0, (5,)),
+    ):
+        result, _ = quantized(model, target=target, weight_bits=4, block_size=size)
+        assert constant(result.graph.initializers["w_scale"]).shape == shape
+    with pytest.raises(InputError) as error:
+        quantized(model, target=blocks(8), weight_bits=4, block_size=5)
+    assert str(error.value) == "target 'cortex-a53' takes no blocks of 5 weights; it takes 8"
+    result, remarks = quantized(LAYERS["gemm"](), block_size=4)
+    assert missed(remarks) == {"Gemm": "opset 17: one scale per block needs opset 21"}
 
 
 def test_smaller_blocks_are_closer() -> None:

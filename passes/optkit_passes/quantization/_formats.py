@@ -75,14 +75,28 @@ class Formats:
         return f"opset {version}: {self._widest} opset {self.opset}"
 
 
-def choose_formats(target: Target | None, weight_bits: int, activation_bits: int) -> Formats:
+def choose_formats(
+    target: Target | None, weight_bits: int, activation_bits: int, block_size: int | None = None
+) -> Formats:
     """Return the target's formats of these widths, or onnxruntime's where there is no target.
 
+    Args:
+        target: The device.
+        weight_bits: Width of weights.
+        activation_bits: Width of activations.
+        block_size: Weights that share a scale; 0: a whole channel; None: what the format names first.
+
     Raises:
-        InputError: The target takes no weights or no activations of such a width.
+        InputError: The target takes no weights or no activations of such a width, or no such blocks.
     """
     weights = _format(target, "weights", WEIGHTS, weight_bits)
     activations = _format(target, "activations", ACTIVATIONS, activation_bits)
+    if block_size is None:
+        blocks = weights.granularity[0] == "block" and "DequantizeLinear" in weights.operators
+        block_size = weights.block_size[0] if blocks and weights.block_size else 0
+    elif block_size and target is not None and block_size not in weights.block_size:
+        hint = f"it takes {', '.join(map(str, weights.block_size))}" if weights.block_size else "leave the size out"
+        raise InputError(f"target '{target.name}' takes no blocks of {block_size} weights", hint=hint)
     tables = weights if weight_bits == 8 else WEIGHTS["int8"]
     if target is not None:
         tables = target.weights.get("int8", tables)
@@ -94,7 +108,7 @@ def choose_formats(target: Target | None, weight_bits: int, activation_bits: int
         tables=grid if weight_bits == 8 else integer_grid(tables.dtype, symmetric=tables.symmetric),
         activations=integer_grid(activations.dtype, symmetric=activations.symmetric),
         per_channel="channel" in weights.granularity,
-        block_size=weights.block_size[0] if weights.granularity[0] == "block" and weights.block_size else 0,
+        block_size=block_size,
         pairs_saturate=by_pairs,
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optkit.graph import add_constant, constant, names, opset, unique
+from optkit.quant.clipping import search_qparams
 from optkit.quant.integers import (
     Granularity,
     IntegerGrid,
@@ -112,7 +113,8 @@ class QdqWriter:
         weight, bias = _scaled_constants(layer)
         name = stored.name or ""
         grid, granularity = self._format(layer)
-        params = weight_qparams(weight, grid, granularity, name=name)
+        choose = weight_qparams if grid.bits == 8 else search_qparams
+        params = choose(weight, grid, granularity, name=name)
         rows = summed_rows(layer, weight) if self.formats.pairs_saturate else None
         if rows is not None:
             floor = pair_scale_floor(rows)

@@ -55,6 +55,8 @@ class QuantizeStatic(Pass):
     Attributes:
         weight_bits: Width of weights, 8 or 4; embeddings keep 8.
         activation_bits: Width of activations, 8 or 16.
+        block_size: Weights of a row of a matrix product that share a scale; 0: the whole channel; None: what the
+            target's format names first.
         range_method: How an activation's range is read from what calibration saw: ``minmax``, ``percentile``,
             ``entropy`` (smallest KL divergence) or ``mse`` (smallest squared error).
         percentile: Per cent of the values that the ``percentile`` method keeps inside the range.
@@ -66,13 +68,14 @@ class QuantizeStatic(Pass):
 
     weight_bits: Literal[4, 8] = 8
     activation_bits: Literal[8, 16] = 8
+    block_size: int | None = Field(default=None, ge=0)
     range_method: RangeMethod = "minmax"
     percentile: float = Field(default=99.99, gt=50, le=100)
     embeddings: bool = True
 
     def run(self, model: ir.Model, context: Context) -> None:
         """Quantize the main graph in place."""
-        formats = choose_formats(context.target, self.weight_bits, self.activation_bits)
+        formats = choose_formats(context.target, self.weight_bits, self.activation_bits, self.block_size)
         _remark_bodies(model, context)
         objection = formats.objection(opset(model), context.target)
         if objection:
