@@ -16,6 +16,7 @@ from optkit.quant.calibrate import SAMPLED, estimate_range, observe
 from optkit.quant.histogram import (
     BINS,
     Histogram,
+    average_range,
     entropy_range,
     merged,
     minmax_range,
@@ -26,7 +27,7 @@ from optkit.quant.integers import choose_qparams, dequantize, integer_grid, quan
 
 UINT8 = integer_grid("uint8", symmetric=False)
 INT8 = integer_grid("int8", symmetric=True)
-METHODS = ["minmax", "percentile", "entropy", "mse"]
+METHODS = ["minmax", "average", "percentile", "entropy", "mse"]
 
 finite = st.floats(-(2.0**66), 2.0**66, width=32)
 chunks = st.lists(hnp.arrays(np.float32, st.integers(1, 40), elements=finite), min_size=1, max_size=5)
@@ -87,6 +88,38 @@ def test_bins_are_at_least_a_quarter_used_by_the_largest_value() -> None:
 def test_minmax_is_exact() -> None:
     values = bells()
     assert minmax_range(filled(values)) == (values.min(), values.max())
+
+
+@given(chunks, st.floats(0.5, 1.0))
+def test_average_is_the_recurrence_without_its_bias_to_the_first_sample(
+    parts: list[np.ndarray], momentum: float
+) -> None:
+    histogram = Histogram(momentum=momentum)
+    for part in parts:
+        histogram.add(part.ravel(), float(part.min()), float(part.max()))
+    weights = momentum ** np.arange(len(parts))[::-1]
+    lows, highs = (np.array([float(getattr(part, end)()) for part in parts]) for end in ("min", "max"))
+    low, high = average_range(histogram)
+    assert low == pytest.approx(float(weights @ lows / weights.sum()), rel=1e-6, abs=1e-6 * np.abs(lows).max())
+    assert high == pytest.approx(float(weights @ highs / weights.sum()), rel=1e-6, abs=1e-6 * np.abs(highs).max())
+    assert histogram.low - 1e-9 * abs(histogram.low) <= low
+    assert high <= histogram.high + 1e-9 * abs(histogram.high)
+
+
+def test_average_without_momentum_is_the_mean_and_with_it_forgets_the_first() -> None:
+    samples = [np.array([-1.0, 1.0]), np.array([-3.0, 5.0])]
+    assert average_range(filled(*samples)) == (-2.0, 3.0)
+    forgetting = Histogram(momentum=0.5)
+    for sample in samples:
+        forgetting.add(sample, float(sample.min()), float(sample.max()))
+    low, high = average_range(forgetting)
+    assert low == pytest.approx(-7 / 3)
+    assert high == pytest.approx(11 / 3)
+
+
+def test_merged_average_holds_both() -> None:
+    low, high = average_range(merged([filled(np.array([-1.0, 1.0])), Histogram(), filled(np.array([0.0, 4.0]))]))
+    assert (low, high) == (-1.0, 4.0)
 
 
 @pytest.mark.parametrize("percentile", [90.0, 99.0, 99.9])

@@ -152,7 +152,7 @@ def test_activation_that_is_not_finite_names_tensor_and_sample() -> None:
         quantized(model, samples)
 
 
-@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse"])
+@pytest.mark.parametrize("method", ["minmax", "average", "percentile", "entropy", "mse", "auto"])
 def test_every_range_method_quantizes_well(method: str) -> None:
     model = residual()
     result, _ = quantized(model, inputs_of(model, 64), range_method=method)

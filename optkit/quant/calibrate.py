@@ -11,12 +11,20 @@ import onnx_ir as ir
 from optkit.dataset.ahead import read_ahead
 from optkit.errors import InputError
 from optkit.model.loading import graph_inputs
-from optkit.quant.histogram import Histogram, Range, entropy_range, minmax_range, mse_range, percentile_range
+from optkit.quant.histogram import (
+    Histogram,
+    Range,
+    average_range,
+    entropy_range,
+    minmax_range,
+    mse_range,
+    percentile_range,
+)
 from optkit.quant.integers import IntegerGrid
 from optkit.quant.walk import require_finite, require_samples
 from optkit.session import CannotRunError, Session, with_outputs
 
-RangeMethod = Literal["minmax", "percentile", "entropy", "mse"]
+RangeMethod = Literal["minmax", "average", "percentile", "entropy", "mse"]
 
 SAMPLED = 8192  # values of one tensor that one sample adds to its histogram
 
@@ -27,6 +35,7 @@ def observe(
     samples: Sequence[Mapping[str, np.ndarray]] | None,
     *,
     counts: bool = True,
+    momentum: float = 1.0,
     track: Callable[..., Any] | None = None,
 ) -> dict[str, Histogram]:
     """Run the model over the samples and return a histogram of every named tensor.
@@ -39,7 +48,9 @@ def observe(
         model: The model.
         names: Inputs and computed values of its main graph.
         samples: Calibration samples; each maps input names to arrays.
-        counts: Count values in bins; without, only minimum and maximum are found, which is all ``minmax`` needs.
+        counts: Count values in bins; without, only minima and maxima are found, which is all that ``minmax`` and
+            ``average`` need.
+        momentum: That of the moving average over samples; 1: their plain mean.
         track: Wraps the samples in a progress display: ``track(items, description, total)``.
 
     Returns:
@@ -49,7 +60,7 @@ def observe(
         InputError: No samples, a sample the model does not take, or a tensor with NaN or infinite values.
     """
     samples = require_samples(samples, "static quantization")
-    found = {name: Histogram() for name in names}
+    found = {name: Histogram(momentum=momentum) for name in names}
     fed = {value.name for value in graph_inputs(model)}
     computed = [name for name in found if name not in fed]
     session = Session(with_outputs(model, computed), optimize=True) if computed else None
@@ -81,10 +92,12 @@ def estimate_range(histogram: Histogram, method: RangeMethod, grid: IntegerGrid,
 
     Args:
         histogram: What was observed; not empty.
-        method: ``minmax``, ``percentile``, ``entropy`` or ``mse``.
+        method: ``minmax``, ``average``, ``percentile``, ``entropy`` or ``mse``.
         grid: The integers that the range will be spread over.
         percentile: Share of the values, in per cent, that the ``percentile`` method keeps inside.
     """
+    if method == "average":
+        return average_range(histogram)
     if method == "percentile":
         return percentile_range(histogram, percentile)
     if method == "entropy":

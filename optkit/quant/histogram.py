@@ -8,7 +8,7 @@ every quantizer represents them without error.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -25,6 +25,8 @@ class Histogram:
         zeros: How many of the sampled values are exactly 0.
         width: Width of a bin; 0 while all values are 0.
         counts: int64 [BINS]; bin i holds values in [(i - BINS/2) * width, (i + 1 - BINS/2) * width).
+        momentum: What a sample's smallest and largest value weigh, against the next sample's; 1: all weigh alike.
+        moving: Sums of the smallest and of the largest value of every sample, so weighted, and of the weights.
     """
 
     low: float = np.inf
@@ -32,6 +34,8 @@ class Histogram:
     zeros: int = 0
     width: float = 0.0
     counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    momentum: float = 1.0
+    moving: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @property
     def empty(self) -> bool:
@@ -39,7 +43,7 @@ class Histogram:
         return self.low > self.high
 
     def add(self, sampled: np.ndarray, low: float, high: float) -> None:
-        """Add values.
+        """Add the values of one sample.
 
         Args:
             sampled: The values to count, one axis, finite; a subset of all values is enough.
@@ -47,6 +51,8 @@ class Histogram:
             high: Largest of all values.
         """
         self.low, self.high = min(self.low, low), max(self.high, high)
+        lows, highs, weight = (self.momentum * total for total in self.moving)
+        self.moving = (lows + low, highs + high, weight + 1)
         self._reach(max(-low, high, 0.0))
         nonzero = sampled[sampled != 0]
         self.zeros += sampled.size - nonzero.size
@@ -55,7 +61,13 @@ class Histogram:
             self.counts += np.bincount(np.clip(index, 0, BINS - 1), minlength=BINS)
 
     def merge(self, other: Histogram) -> None:
-        """Add everything that another histogram counted; the other may be widened to the same bins."""
+        """Add everything that another histogram counted; the other may be widened to the same bins.
+
+        The average range becomes the one that holds those of both.
+        """
+        averages = [average_range(each) for each in (self, other) if not each.empty]
+        if averages:
+            self.moving = (min(low for low, _ in averages), max(high for _, high in averages), 1.0)
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         largest = max(self.width, other.width) * (BINS // 2) * 0.75  # widths are powers of two: reaches both
         for histogram in (self, other):
@@ -89,7 +101,7 @@ def merged(histograms: Iterable[Histogram]) -> Histogram:
     """Return one histogram over all the given ones' values."""
     total = Histogram()
     for histogram in histograms:
-        copy = Histogram(histogram.low, histogram.high, histogram.zeros, histogram.width, histogram.counts.copy())
+        copy = replace(histogram, counts=histogram.counts.copy())
         total.merge(copy)
     return total
 
@@ -97,6 +109,16 @@ def merged(histograms: Iterable[Histogram]) -> Histogram:
 def minmax_range(histogram: Histogram) -> Range:
     """Return the exact smallest and largest value."""
     return histogram.low, histogram.high
+
+
+def average_range(histogram: Histogram) -> Range:
+    """Return the moving averages of the samples' smallest and largest values, as moving-average observers keep them.
+
+    ``sum(m^(n - i) x_i) / sum(m^(n - i))`` over samples i = 1 ... n with momentum m: the recurrence of Jacob et al.
+    2018 ("Quantization and training of neural networks", section 3.1) without its bias to the first sample.
+    """
+    low, high, weight = histogram.moving
+    return low / weight, high / weight
 
 
 def percentile_range(histogram: Histogram, percentile: float) -> Range:
