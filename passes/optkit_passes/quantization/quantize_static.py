@@ -123,8 +123,10 @@ class QuantizeStatic(Pass):
             computed = [value for sources in plan.sources.values() for value in sources if not is_constant(value)]
             wanted = dict.fromkeys(value.name or "" for value in computed if value.name not in histograms)
             if wanted:
-                options = {"counts": self.range_method not in ("minmax", "average"), "momentum": self.momentum}
-                histograms |= observe(model, wanted, context.calibration, track=context.track, **options)
+                counts = self.range_method not in ("minmax", "average")
+                histograms |= observe(
+                    model, wanted, context.calibration, counts=counts, momentum=self.momentum, track=context.track
+                )
             useless = [value for value in computed if _is_useless(value, plan, histograms)]
             for value in useless:
                 what = "has no elements" if histograms[value.name or ""].empty else "is 0"
