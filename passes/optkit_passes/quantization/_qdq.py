@@ -113,8 +113,8 @@ class QdqWriter:
         weight, bias = _scaled_constants(layer)
         name = stored.name or ""
         grid, granularity = self._format(layer)
-        # Clipped to 4 bits, products gain 0.6 and 1.8 dB on two language models; convolutions lose 1.5 and 3.2 dB on two
-        # networks of four: what they read is rarely negative, so that the errors of clipped weights add up.
+        # Clipped to 4 bits, products gain 0.6 and 1.8 dB on two language models; convolutions lose 1.5 and 3.2 dB on
+        # two networks of four: what they read is rarely negative, so that the errors of clipped weights add up.
         choose = search_qparams if grid.bits < 8 and node.op_type in ("Gemm", "MatMul") else weight_qparams
         params = choose(weight, grid, granularity, name=name)
         rows = summed_rows(layer, weight) if self.formats.pairs_saturate else None
