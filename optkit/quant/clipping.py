@@ -59,8 +59,8 @@ def search_qparams(
         factor[part], zero[part] = best.factor, best.zero
     scale = factor * unit
     scale = np.where(np.abs(scale) < SMALLEST_SCALE, unit, scale)
-    shaped = (from_rows(values, weight.shape, granularity) for values in (scale, zero.astype(grid.dtype)))
-    found = QuantParams(*shaped, grid, granularity)
+    scale, zero_point = (from_rows(values, weight.shape, granularity) for values in (scale, zero.astype(grid.dtype)))
+    found = QuantParams(scale, zero_point, grid, granularity)
     # judged once more as it will be used: float32 may round what lies near the middle of two steps the other way
     better = _squared_error(weight, found, importance) < _squared_error(weight, exact, importance)
     scale, zero_point = np.where(better, found.scale, exact.scale), np.where(better, found.zero_point, exact.zero_point)
@@ -104,11 +104,13 @@ class _Best:
 
     def integers(self, factor: np.ndarray, zero: np.ndarray) -> np.ndarray:
         """Return the integers less their zero point, float32 [rows, n]."""
-        steps = self.values / factor[:, None]
+        steps: np.ndarray = self.values / factor[:, None]
         np.rint(steps, out=steps)
         if self.grid.symmetric:
-            return np.clip(steps, self.grid.low - self.grid.middle, self.grid.high - self.grid.middle, out=steps)
-        return np.clip(steps, self.grid.low - zero[:, None], self.grid.high - zero[:, None], out=steps)
+            np.clip(steps, self.grid.low - self.grid.middle, self.grid.high - self.grid.middle, out=steps)
+        else:
+            np.clip(steps, self.grid.low - zero[:, None], self.grid.high - zero[:, None], out=steps)
+        return steps
 
 
 def _try_symmetric(best: _Best) -> None:
