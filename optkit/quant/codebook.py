@@ -12,10 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from optkit.errors import InputError
 
 CELLS = 256  # or twice as many as there are levels
+WIDEST = 16  # cells of an interval, in multiples of the average
+CAPPINGS = 20  # of the gaps before outliers, at most
 ROUNDS = 300  # of Lloyd's iteration, at most
 ENOUGH = 1e-6  # a round that gains less than this share of the error is the last
 
@@ -114,7 +117,8 @@ def levels(values: np.ndarray, count: int, weights: np.ndarray | None = None) ->
         return np.concatenate([points.at, np.full(count - points.at.size, points.at[-1])]) + middle
     step = (points.at[-1] - points.at[0]) / count
     even = points.at[0] + step * (np.arange(count) + 0.5)
-    results = [_improve(points, start) for start in (points.means(_best_cuts(points, count), even), even)]
+    starts = (np.sort(points.means(_best_cuts(points, count), even)), even)
+    results = [_improve(points, start) for start in starts]
     return results[int(np.argmin([error for _, error in results]))][0] + middle
 
 
@@ -177,20 +181,25 @@ def _best_cuts(points: _Points, count: int) -> np.ndarray:
     """Return the edges [count + 1] of the best partition whose cuts lie between cells.
 
     With D_k(j) the least error of the first j cells in k intervals, D_k(j) = min over i of D_{k-1}(i) + error(i, j).
+    Where cells are not points, an interval has at most ``WIDEST`` times as many of them as on average.
     """
     cells = _cells(points, max(CELLS, 2 * count))
-    weight, first, second = (sums[None, :] - sums[:, None] for sums in points.sums[:, cells])  # [from, to]
+    last = cells.size - 1
+    widest = last if last == points.at.size else min(last, WIDEST * -(-last // count))
+    to = np.arange(last + 1)[:, None]
+    start = to - np.arange(widest, -1, -1)  # [to, widest + 1]: first cells of the intervals that end at `to`
+    weight, first, second = points.sums[:, cells[to]] - points.sums[:, cells[np.maximum(start, 0)]]
     explained = np.divide(first**2, weight, out=np.zeros_like(first), where=weight > 0)
-    error = np.ascontiguousarray(np.where(weight > 0, np.maximum(second - explained, 0.0), np.inf).T)  # [to, from]
-    np.fill_diagonal(error, 0.0)  # an interval may be empty
-    rows, total, choices = np.arange(cells.size), error[:, 0], np.empty_like(error)
-    cut_before = np.zeros((count, cells.size), np.int32)
-    for number in range(1, count):
-        np.add(error, total, out=choices)
-        cut_before[number] = choices.argmin(axis=1)
-        total = choices[rows, cut_before[number]]
-    edges = np.empty(count + 1, np.int64)
-    edges[count] = cells.size - 1
+    error = np.where(start < 0, np.inf, np.maximum(second - explained, 0.0))  # 0 for an empty interval
+    least = np.concatenate([np.full(widest, np.inf), [0.0], np.full(last, np.inf)])  # D_0, infinite below 0 cells
+    before = sliding_window_view(least, widest + 1)  # [to, widest + 1]: D_{k-1} at each start
+    choices, cut_before = np.empty_like(error), np.empty((count, last + 1), np.int32)
+    for number in range(count):
+        np.add(error, before, out=choices)
+        chosen = choices.argmin(axis=1)
+        cut_before[number] = start[to[:, 0], chosen]
+        least[widest:] = choices[to[:, 0], chosen]
+    edges = np.full(count + 1, last)
     for number in range(count - 1, -1, -1):
         edges[number] = cut_before[number, edges[number + 1]]
     return cells[edges]
@@ -200,15 +209,21 @@ def _cells(points: _Points, most: int) -> np.ndarray:
     """Return the edges of at most ``most`` cells, narrow where the optimal levels lie close together.
 
     Those have a density proportional to the cube root of that of the values (Panter & Dite, Proc. IRE 39/1, 1951).
-    Between neighbours dx apart that count s, density is s / dx, and its cube root times dx is s^(1/3) dx^(2/3).
+    Between neighbours dx apart that count s, density is s / dx, and its cube root times dx is s^(1/3) dx^(2/3). A gap
+    before an outlier counts no more than one cell: it holds nothing to divide.
     """
     size = points.at.size
     if size <= most:
         return np.arange(size + 1)
-    between = (points.weight[1:] + points.weight[:-1]) / 2
-    measure = np.cumsum(np.cbrt(between * np.diff(points.at) ** 2))
-    cuts = np.searchsorted(measure, np.linspace(0.0, measure[-1], most + 1)[1:-1]) + 1
-    return np.unique(np.concatenate([[0], cuts, [size]]))
+    measure = np.cbrt((points.weight[1:] + points.weight[:-1]) / 2 * np.diff(points.at) ** 2)
+    for _ in range(CAPPINGS):
+        total = np.cumsum(measure)
+        cuts = np.searchsorted(total, np.linspace(0.0, total[-1], most + 1)[1:-1]) + 1
+        cells = np.unique(np.concatenate([[0], np.minimum(cuts, size - 1), [size]]))
+        if 2 * cells.size > most:
+            break
+        measure = np.minimum(measure, total[-1] / most)
+    return cells
 
 
 def _improve(points: _Points, centers: np.ndarray) -> tuple[np.ndarray, float]:
