@@ -7,14 +7,20 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from optkit.graph import add_constant, cannot_forward, forward, is_constant, names, remove, unique
+from optkit.graph import add_constant, cannot_forward, forward, is_constant, names, remove
 from optkit.pipeline import LOSSY, Context, Effect, Pass
 
-FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
-# Operators of these domains take float32 wherever they take float16.
-TYPED_BY_INPUT = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
-# Attributes that name an element type.
-DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "stash_type", "softmax_precision", "precision")
+from ._float_types import (
+    DTYPE_ATTRIBUTES,
+    FLOAT,
+    FLOAT16,
+    TYPED_BY_INPUT,
+    Tensors,
+    holds,
+    new_cast,
+    retyped,
+    take_output,
+)
 
 
 class WidenFloat16(Pass):
@@ -59,17 +65,7 @@ def _computes_float16(node: ir.Node) -> bool:
 
 
 def _holds_float16(value: ir.Value) -> bool:
-    return _widened(value.type) is not value.type
-
-
-def _widened(kind: ir.TypeProtocol | None) -> ir.TypeProtocol | None:
-    """Return the type with float32 in the place of float16; the same object where there is none."""
-    if isinstance(kind, ir.TensorType | ir.SparseTensorType):
-        return type(kind)(FLOAT) if kind.dtype == FLOAT16 else kind
-    if isinstance(kind, ir.SequenceType | ir.OptionalType):
-        inner = _widened(kind.elem_type)
-        return kind if inner is kind.elem_type or inner is None else type(kind)(inner)
-    return kind
+    return holds(value, FLOAT16)
 
 
 def _objection(model: ir.Model) -> str:
@@ -91,7 +87,7 @@ class _Widening:
         self.model, self.context, self.taken = model, context, names(model)
         self.kept: set[ir.Value] = set()
         self.casts: set[ir.Node] = set()
-        self.tensors: dict[int, ir.TensorProtocol] = {}
+        self.tensors = Tensors(FLOAT16, FLOAT)
 
     def run(self) -> None:
         for node in list(self.model.graph.all_nodes()):
@@ -102,26 +98,24 @@ class _Widening:
         count = 0
         for value in _values(self.model):
             if value not in self.kept and _holds_float16(value):
-                value.type = _widened(value.type)
+                value.type = retyped(value.type, FLOAT16, FLOAT)
                 count += 1
                 if value.const_value is not None:
-                    value.const_value = self._tensor(value.const_value)
+                    value.const_value = self.tensors.copy(value.const_value)
         for node in list(self.model.graph.all_nodes()):
             if node.domain in TYPED_BY_INPUT and node not in self.casts:
-                self._attributes(node)
+                self.tensors.retype_attributes(node, DTYPE_ATTRIBUTES)
         self.context.applied(self.model.graph.name or "model", f"widened {count} float16 values to float32")
         for node in list(self.model.graph.all_nodes()):
             self._drop_idle_cast(node)
 
     def _cast(self, source: ir.Value | None, dtype: ir.DataType, name: str) -> ir.Value:
         """Return the result of a new Cast, in no graph yet; ``source`` may follow later."""
-        node = ir.node("Cast", [source], {"to": dtype.value}, name=unique(f"{name}/Cast", self.taken))
-        node.outputs[0].name = unique(f"{name}/{dtype.name.lower()}", self.taken)
-        node.outputs[0].type = ir.TensorType(dtype)
+        node, result = new_cast(source, dtype, name, self.taken)
         self.casts.add(node)
         if dtype == FLOAT16:
-            self.kept.add(node.outputs[0])
-        return node.outputs[0]
+            self.kept.add(result)
+        return result
 
     def _widen_uses(self, value: ir.Value) -> ir.Node:
         """Let every node that takes a value which stays float16 take a float32 copy of it; return the new Cast."""
@@ -149,18 +143,16 @@ class _Widening:
                 continue
             if is_constant(value) and value.const_value is not None:
                 self.kept.add(value)  # the constant is returned as it is, and used as a copy
-                wide = add_constant(graph, f"{value.name}/float32", self._tensor(value.const_value).numpy(), self.taken)
+                wide = add_constant(
+                    graph, f"{value.name}/float32", self.tensors.copy(value.const_value).numpy(), self.taken
+                )
                 for user, index in list(value.uses()):
                     user.replace_input_with(index, wide)
                 continue
             narrow = self._cast(value, FLOAT16, value.name or "")
             narrow.shape, producer = value.shape, value.producer()
             assert producer is not None
-            value.name, narrow.name = narrow.name, value.name
-            narrow.metadata_props.update(value.metadata_props)
-            for index, output in enumerate(graph.outputs):
-                if output is value:
-                    graph.outputs[index] = narrow
+            take_output(graph, value, narrow)
             cast = narrow.producer()
             assert cast is not None
             graph.append(cast)
@@ -178,26 +170,6 @@ class _Widening:
         for value in node.outputs:
             if value.dtype == FLOAT16:
                 graph.insert_after(node, self._widen_uses(value))
-
-    def _tensor(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-        if tensor.dtype != FLOAT16:
-            return tensor
-        if id(tensor) not in self.tensors:
-            self.tensors[id(tensor)] = ir.tensor(tensor.numpy().astype("float32"), name=tensor.name)
-        return self.tensors[id(tensor)]
-
-    def _attributes(self, node: ir.Node) -> None:
-        for name, attribute in list(node.attributes.items()):
-            if attribute.is_ref():
-                continue
-            if attribute.type == ir.AttributeType.TENSOR:
-                node.attributes.add(ir.AttrTensor(name, self._tensor(attribute.as_tensor())))
-            elif attribute.type == ir.AttributeType.TYPE_PROTO:
-                kind = attribute.value
-                widened = ir.TypeAndShape(_widened(kind.type), kind.shape)
-                node.attributes.add(ir.AttrTypeProto(name, widened))
-            elif name in DTYPE_ATTRIBUTES and attribute.value == FLOAT16.value:
-                node.attributes.add(ir.AttrInt64(name, FLOAT.value))
 
     def _drop_idle_cast(self, node: ir.Node) -> None:
         source = node.inputs[0] if node.inputs else None
