@@ -12,6 +12,7 @@ import onnx_ir as ir
 from optkit import Context, Pass
 from optkit.graph import argument, bodies, constant, is_constant, is_unused, remove
 from optkit.model.loading import infer_shapes
+from optkit.quant.palette import LUT_BITS_KEY
 from optkit.session import CannotRunError, Session
 from optkit_passes.cleanup.branches import take_branches
 from optkit_passes.cleanup.known_shapes import from_shapes, result_bytes, tensor_bytes
@@ -31,8 +32,8 @@ class FoldConstants(Pass):
     """Replace every node whose inputs are constants by its result, evaluated with the kernel that would run it.
 
     Shapes and sizes of statically shaped values are constants too, and an If with a constant condition becomes the
-    nodes of the branch it takes. Quantize and dequantize nodes, random numbers, training mode and what onnxruntime has
-    no kernel for stay. Of a chain only what something else uses is stored.
+    nodes of the branch it takes. Quantize and dequantize nodes, palettized weights, random numbers, training mode and
+    what onnxruntime has no kernel for stay. Of a chain only what something else uses is stored.
     """
 
     max_bytes: int = 1 << 20  # results larger than this and the node's inputs together are not evaluated
@@ -167,6 +168,8 @@ def _refusal(node: ir.Node) -> str:
         return "its inputs are constants, but loops are not unrolled"
     if node.domain == "" and node.op_type in QUANTIZATION:
         return "folding would undo the quantization"
+    if LUT_BITS_KEY in node.metadata_props:
+        return "folding would expand a weight that is stored as indices into a LUT"
     if node.domain == "" and node.op_type in RANDOM:
         return "it draws random numbers"
     training = constant(argument(node, 2)) if node.op_type == "Dropout" else None
