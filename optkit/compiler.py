@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from optkit.dataset.samples import Samples, random_samples, read_samples
 from optkit.evaluate.assess import assess, choose_executors
 from optkit.model.loading import load, model_file, source_files, source_sha256
 from optkit.package.artifact import Provenance, seal_package, write_remarks
-from optkit.package.checking import require_static
+from optkit.package.checking import integer_layers, require_static
 from optkit.package.write import write_package
 from optkit.pipeline import Context, Pipeline, remark_custom
 from optkit.recipe import Recipe, apply_rules, build_passes, digest, lock, read_recipe
@@ -62,7 +63,7 @@ def compile(
         labels: Where the labels of ``evaluation`` are, if not where they are looked for.
         metrics: Metrics by name; the one that suits the labels by default.
         dims: Sizes for dynamic dimensions.
-        gates: Limits on size, latency, memory and accuracy that the result is held against.
+        gates: Limits on size, latency, memory, accuracy and coverage that the result is held against.
         executor: ``native``, ``emulated`` or ``simulated``; every available one by default.
         overwrite: Replace a package that is already there.
         strict: Fail on a pass that changes the model without a remark.
@@ -80,6 +81,7 @@ def compile(
     device = target if isinstance(target, Target) else load_target(target)
     wanted = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe)) if recipe else Recipe()
     chosen = device.precision(precision or wanted.precision)
+    demanded = wanted.passes is None or bool(precision or wanted.precision)
     passes = build_passes(device.recipe_for(chosen) if wanted.passes is None else wanted.passes, options)
     toolchain = plugins.packager(device.packager)
     executors = choose_executors(toolchain.executors(device), executor)
@@ -103,6 +105,9 @@ def compile(
     apply_rules(compiled, wanted.rules, device)
     result = Pipeline(passes, strict=strict).run(compiled, context, list(samples[:VERIFICATION_SAMPLES]))
 
+    limits = gates or Gates()
+    if limits.min_coverage is None and wanted.min_coverage is not None:
+        limits = replace(limits, min_coverage=wanted.min_coverage)
     goal = Path(output) if output is not None else Path(f"{path.stem}-{device.name}")
     sha256 = source_sha256(path)
 
@@ -122,8 +127,10 @@ def compile(
             context=context,
             result=result,
             assessment=assessment,
-            gates=gates or Gates(),
+            gates=limits,
             sample=samples[0],
+            demanded=demanded,
+            layers=integer_layers(compiled, toolchain, device),
         )
         locked = lock(wanted, passes, device, str(chosen), {"model": path.name, "model_sha256": sha256})
         files = {

@@ -39,9 +39,17 @@ class Rule(Frozen):
 
 
 class Recipe(Frozen):
-    """What to do with a model: passes in order, and rules. ``passes`` None: the target's own for the precision."""
+    """What to do with a model.
+
+    Attributes:
+        precision: The precision by name; None: the target's default.
+        min_coverage: The share of the weights that must be in it, 0 to 1; None: as `optkit.compile` has it.
+        passes: Passes in order; None: the target's own for the precision.
+        rules: Which nodes keep which precision.
+    """
 
     precision: str | None = None
+    min_coverage: float | None = Field(default=None, ge=0, le=1)
     passes: tuple[PassSpec, ...] | None = None
     rules: tuple[Rule, ...] = Field(default=(), alias="rule")
 
@@ -145,6 +153,7 @@ def lock(recipe: Recipe, passes: Sequence[Pass], target: Target, precision: str,
     """
     table = {
         "precision": precision,
+        **({} if recipe.min_coverage is None else {"min_coverage": recipe.min_coverage}),
         "passes": [
             {"pass": p.name(), **({"options": _present(p.model_dump(mode="json"))} if p.model_dump() else {})}
             for p in passes

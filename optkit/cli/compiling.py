@@ -61,6 +61,12 @@ def compile(  # noqa: A001  # the command's name
     max_latency: Annotated[str | None, typer.Option(metavar="TIME", help="Fail above it, for instance 30ms.")] = None,
     max_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Fail above it, for instance 64MB.")] = None,
     max_drop: Annotated[str | None, typer.Option(metavar="SHARE", help="Fail above it, for instance 1%.")] = None,
+    min_coverage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE", help="Fail where less of the weights is in the precision asked for; 50% by default."
+        ),
+    ] = None,
     executor: Executor = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a package that is already there.")] = False,
     strict: Annotated[
@@ -79,6 +85,7 @@ def compile(  # noqa: A001  # the command's name
         parse_seconds(max_latency, "--max-latency"),
         parse_bytes(max_memory, "--max-memory"),
         parse_share(max_drop, "--max-drop"),
+        parse_share(min_coverage, "--min-coverage"),
     )
     if gates.max_drop is not None and evaluation is None:
         raise InputError("--max-drop needs labelled data", hint="pass --eval DATA")
@@ -111,6 +118,9 @@ def compile(  # noqa: A001  # the command's name
             printed.report(report, goal or Path(report.package), first=number == 0)
     if json:
         show.print_json(reports[0].to_dict() if len(reports) == 1 else [report.to_dict() for report in reports])
-    missed = [f"{r.target}: {gate.name}" for r in reports for gate in r.gates if not gate.met]
+    missed = [(report, gate) for report in reports for gate in report.gates if not gate.met]
     if missed:
-        raise GateError(f"not within the limit: {', '.join(missed)}", hint="the package is written all the same")
+        names = ", ".join(f"{report.target}: {gate.name}" for report, gate in missed)
+        uncovered = next((report for report, gate in missed if gate.name == "coverage"), None)
+        said = f" ({printed.coverage(uncovered)})" if uncovered is not None else ""
+        raise GateError(f"not within the limit: {names}{said}", hint="the package is written all the same")

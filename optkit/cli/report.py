@@ -9,10 +9,11 @@ from rich.markup import escape
 
 from optkit.cli.render import LONGEST, cost_line
 from optkit.cli.show import console, table
-from optkit.report.contents import Report
-from optkit.report.units import count, decibel, duration, share, size, small
+from optkit.report.contents import Left, Report
+from optkit.report.units import count, decibel, difference, duration, share, size, small
 
 SLOWEST = 5
+REASONS = 3  # of what is not covered, in one line
 
 
 def report(found: Report, goal: Path, *, first: bool = True) -> None:
@@ -48,17 +49,31 @@ def report(found: Report, goal: Path, *, first: bool = True) -> None:
         ("nodes", str(found.source.nodes), str(found.compiled.nodes), ""),
     ]
     console.print(table("", ("", "before", "after", ""), rows, right=(1,)))
-    done = f"{share(found.coverage.weights)} of weights and {share(found.coverage.macs)} of MACs in 8 bits"
-    console.print(f"\n{done}; {count(after.macs)} MACs")
+    console.print(f"\n{escape(coverage(found))}; {count(after.macs)} MACs")
     _accuracy(found)
+    _deployment(found)
     _passes(found)
     _slowest(found)
     _remarks(found)
     for gate in found.gates:
         state = "[green]met[/green]" if gate.met else "[red]not met[/red]"
-        actual = "unknown" if gate.actual is None else f"{gate.actual:g}"
+        actual = "unknown" if gate.actual is None else f"{gate.actual:.6g}"
         console.print(f"limit on {gate.name}: {gate.limit:g}, reached {actual}: {state}")
     console.print(f"\nwritten: [bold]{escape(str(goal))}[/bold]  (report.html for the whole story)")
+
+
+def coverage(found: Report) -> str:
+    """Return in one line how much of the model is in the precision asked for, and what is not and why."""
+    shares = found.coverage
+    line = f"covered {share(shares.weights)} of weights and {share(shares.macs)} of MACs at {found.precision}"
+    left = [f"{_left(entry)} ({entry.reason})" for entry in shares.left[:REASONS]]
+    if len(shares.left) > REASONS:
+        left.append(f"{len(shares.left) - REASONS} more reasons")
+    return f"{line}; left: {', '.join(left)}" if left else line
+
+
+def _left(entry: Left) -> str:
+    return size(entry.weight_bytes) if entry.weight_bytes else f"{count(entry.macs)} MACs"
 
 
 def _ratio(before: float, after: float) -> str:
@@ -92,6 +107,24 @@ def _accuracy(found: Report) -> None:
             values = f"{measured.metric} {measured.reference:.4f} -> {measured.candidate:.4f}"
             interval = f"drop {measured.drop:.4f}, 95 % interval {low:.4f} to {high:.4f}"
             console.print(f"{values} ({run.kind}, n = {measured.n}), {interval}{verdict}")
+
+
+def _deployment(found: Report) -> None:
+    """Print SQNR as deployed and as simulated, on the same samples, and how many layers run in integers."""
+    both = found.deployment
+    parts = []
+    if both.deployed is not None:
+        parts.append(f"deployed ({both.kind}) {decibel(both.deployed.sqnr_db)}")
+    elif both.simulated is not None:
+        parts.append("deployed: not run here")
+    if both.simulated is not None:
+        parts.append(f"simulated {decibel(both.simulated.sqnr_db)}")
+    if both.difference_db is not None and both.deployed is not None:
+        parts.append(f"difference {difference(both.difference_db)} on {both.deployed.samples} samples")
+    if both.layers:
+        parts.append(f"{both.integer_layers} of {both.layers} layers in integer kernels")
+    if parts:
+        console.print(", ".join(parts))
 
 
 def _passes(found: Report) -> None:

@@ -47,7 +47,7 @@ PER_OUTPUT: dict[str, tuple[Kind, int]] = {
     **_ops("BitwiseNot Range Shrink BitCast", "elementwise", 1),
     **_ops("HardSigmoid HardSwish ImageScaler Affine DequantizeLinear", "elementwise", 2),
     **_ops("QuantizeLinear Softsign", "elementwise", 3),  # scale, round, saturate
-    **_ops("QLinearAdd QLinearMul QLinearLeakyRelu RotaryEmbedding", "elementwise", 4),
+    **_ops("QLinearAdd QLinearMul QLinearLeakyRelu QLinearWhere RotaryEmbedding", "elementwise", 4),
     **_ops("DynamicQuantizeLinear", "elementwise", 5),  # the range, then as QuantizeLinear
     **_ops("Exp Log Sigmoid Tanh Erf Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh", "elementwise", TRANSCENDENTAL),
     **_ops("Atanh Softplus Elu Celu Selu Mish Gelu FastGelu QuickGelu BiasGelu Swish", "elementwise", TRANSCENDENTAL),
@@ -170,7 +170,8 @@ def _attention(node: ir.Node, x: Shapes, y: Shapes) -> Arithmetic | None:
     width_out = math.prod(y[0]) // (batch * sequence)
     width = math.prod(x[0]) // (batch * sequence)  # heads x head size
     heads = node.attributes.get_int("num_heads", node.attributes.get_int("q_num_heads", 0)) or x[0][1]
-    packed = node.op_type == "Attention" and node.domain == "com.microsoft"  # queries, keys and values from one input
+    # queries, keys and values from one input
+    packed = node.op_type in ("Attention", "QAttention") and node.domain == "com.microsoft"
     if x[1] is None and not packed:
         return None
     projection = batch * sequence * math.prod(x[1] or ()) if packed else 0
@@ -250,7 +251,7 @@ COMPUTE: dict[str, _Formula] = {
     **_all("MatMulNBits", _matmul_nbits),
     **_all("Einsum", _einsum),
     **_all("RNN GRU LSTM DynamicQuantizeLSTM", _recurrent),
-    **_all("Attention MultiHeadAttention GroupQueryAttention", _attention),
+    **_all("Attention QAttention MultiHeadAttention GroupQueryAttention", _attention),
 }
 FORMULAS: dict[str, _Formula] = {
     **COMPUTE,
@@ -262,6 +263,17 @@ FORMULAS: dict[str, _Formula] = {
     **_all("TopK", _top_k),
     **_all("DFT STFT", _fourier),
 }
+
+
+# Operators that read floats and compute in 8-bit integers all the same.
+QUANTIZE_INSIDE = frozenset({"DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
+INT8_LEVEL = 4  # of MatMulNBits: it rounds activations to int8
+
+
+def computes_in_int8(node: ir.Node) -> bool:
+    """Whether an operator computes in 8-bit integers though what it reads are floats."""
+    level = node.attributes.get_int("accuracy_level", 0) if node.op_type == "MatMulNBits" else 0
+    return node.domain == "com.microsoft" and (node.op_type in QUANTIZE_INSIDE or level == INT8_LEVEL)
 
 
 def is_known(node: ir.Node) -> bool:

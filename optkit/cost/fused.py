@@ -7,6 +7,8 @@ The rules are those that CPU runtimes share (onnxruntime's QDQ selectors, XNNPAC
   Gemm also run in integers when their output stays float.
 * An activation that is the only use of a convolution's or matrix product's output runs inside it.
 * A dequantize node on a constant costs nothing: the weights stay as they are stored.
+* Anything else that only constants go into (a Cast, a lookup in a palette) is computed once, when the model is loaded:
+  it costs no time in a run, and its result is what lies in memory.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from optkit.cost.arithmetic import COMPUTE
+from optkit.cost.arithmetic import COMPUTE, is_known
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "PRelu", "Elu"})
@@ -23,6 +25,8 @@ FLOAT_OUTPUT = frozenset({"MatMul", "Gemm"})
 # Operators whose inputs after the first are limits, sizes or fill values: never quantized.
 PARAMETERS = frozenset({"Clip", "Pad", "Resize", "Upsample"})
 NEVER = frozenset({QUANTIZE, DEQUANTIZE, "DynamicQuantizeLinear", "Cast", "Loop", "Scan", "If", "Constant"})
+# Never computed when the model is loaded: integers stay integers, and what is random is so in every run.
+KEPT = NEVER - {"Cast"} | {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli"}
 
 
 @dataclass
@@ -33,11 +37,15 @@ class Fused:
         lead: For each node that costs nothing, the node it runs inside.
         source: For each value that never exists as such, the value that is read or written in its place.
         integer: Nodes that run in integers.
+        expanded: For each value that is computed when the model is loaded, the constants that it is made of.
+        loaded: The nodes that compute these.
     """
 
     lead: dict[ir.Node, ir.Node] = field(default_factory=dict)
     source: dict[ir.Value, ir.Value] = field(default_factory=dict)
     integer: set[ir.Node] = field(default_factory=set)
+    expanded: dict[ir.Value, tuple[ir.Value, ...]] = field(default_factory=dict)
+    loaded: set[ir.Node] = field(default_factory=set)
 
     def stored(self, value: ir.Value) -> ir.Value:
         """Return the value that lies in memory where the graph has ``value``."""
@@ -57,7 +65,12 @@ def fused(graph: ir.Graph) -> Fused:
     """Group the nodes of one graph, bodies not included."""
     result = Fused()
     for node in graph:
-        if node.op_type in NEVER:
+        sources = _constant_sources(node, result)
+        if sources and all(_users(value, graph) for value in node.outputs):
+            result.loaded.add(node)
+            result.expanded.update(dict.fromkeys(node.outputs, sources))
+    for node in graph:
+        if node.op_type in NEVER or node in result.loaded:
             continue
         producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
         if node.op_type in ACTIVATIONS and producer is not None and _runs_inside(node, producer, graph):
@@ -81,6 +94,21 @@ def fused(graph: ir.Graph) -> Fused:
             result.lead[node] = users[0]
             result.source[node.outputs[0]] = node.inputs[0]
     return result
+
+
+def _constant_sources(node: ir.Node, result: Fused) -> tuple[ir.Value, ...]:
+    """Return the constants that a node's result is made of; none where it reads anything else, or stays as it is."""
+    if node.op_type in KEPT or not is_known(node):
+        return ()
+    sources: dict[ir.Value, None] = {}
+    for value in (value for value in node.inputs if value is not None):
+        if value.const_value is not None and not value.is_graph_input():
+            sources[value] = None
+        elif value in result.expanded:
+            sources.update(dict.fromkeys(result.expanded[value]))
+        else:
+            return ()
+    return tuple(sources)
 
 
 def _users(value: ir.Value, graph: ir.Graph) -> list[ir.Node] | None:

@@ -1,8 +1,10 @@
 """Peak activation memory: how long each tensor lives, and where an arena of one block would hold it.
 
 Counted are the tensors that exist at run time (see `optkit.cost.fused`): the model's inputs and outputs and everything
-in between, not the weights and not the scratch space of kernels. A reshape takes no memory of its own. The body of an
-If, Loop or Scan counts as one block as large as its own plan (the larger branch), alive while that node runs.
+in between, not the weights and not the scratch space of kernels. What is expanded from constants when the model is
+loaded (half-precision or palettized weights, to floats) is there as long as the model is. A reshape takes no memory of
+its own. The body of an If, Loop or Scan counts as one block as large as its own plan (the larger branch), alive while
+that node runs.
 """
 
 from __future__ import annotations
@@ -136,10 +138,14 @@ def _lifetimes(graph: ir.Graph) -> tuple[list[Lifetime], list[str]]:
         memory = alias.get(value, value)
         if memory not in spans:
             return None
-        spans[memory][1] = step
+        spans[memory][1] = max(spans[memory][1], step)
         return memory
 
     for step, node in enumerate(graph):
+        if node in groups.loaded:
+            read_later = [value for value in node.outputs if any(n not in groups.loaded for n in value.consumers())]
+            spans.update({value: [-1, len(graph)] for value in read_later})
+            continue
         if node in groups.lead:
             continue  # runs inside another node, which reads and writes in its place
         source = None

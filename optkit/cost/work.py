@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from optkit.cost.arithmetic import Arithmetic, arithmetic, is_known
+from optkit.cost.arithmetic import Arithmetic, arithmetic, computes_in_int8, is_known
 from optkit.cost.fused import DEQUANTIZE, Fused, fused
 from optkit.cost.roofline import Work
 from optkit.cost.shapes import static_shape, value_bytes, with_shapes
@@ -71,7 +71,7 @@ def _describe(graph: ir.Graph, seen: set[int]) -> list[Work]:
     for node in graph:
         if node.op_type in ("If", "Loop", "Scan") and node.domain == "":
             works += _control(node, seen)
-        elif node not in groups.lead:
+        elif node not in groups.lead and node not in groups.loaded:
             works.append(_node(node, covered.get(node, []), groups, seen))
     return works
 
@@ -80,8 +80,11 @@ def _node(node: ir.Node, inside: Sequence[ir.Node], groups: Fused, seen: set[int
     """Describe one node together with the nodes that run inside it."""
     read = {id(v): v for v in (groups.read(node, value) for value in node.inputs if value is not None)}.values()
     written = list({id(v): v for v in map(groups.stored, node.outputs) if v.uses() or v.is_graph_output()}.values())
-    constants = [value for n in (node, *inside) for value in n.inputs if value is not None and value.const_value]
-    stored, read_bytes = _weights(constants, seen)
+    given = [value for n in (node, *inside) for value in n.inputs if value is not None]
+    stored, read_bytes = _weights([value for value in given if value.const_value], seen)
+    expanded = dict.fromkeys(value for value in given if value in groups.expanded)
+    stored += _weights((source for value in expanded for source in groups.expanded[value]), seen)[0]
+    read_bytes += sum(value_bytes(value) or 0 for value in expanded)
     work = Work(
         name=node.name or "",
         op_type=node.op_type,
@@ -99,12 +102,13 @@ def _node(node: ir.Node, inside: Sequence[ir.Node], groups: Fused, seen: set[int
     result = arithmetic(node, inputs, [static_shape(value) for value in node.outputs])
     if result is not None and result.kind == "view":
         return replace(work, weight_read_bytes=0 if stored else None)
-    moved = [value for value in [*read, *written] if value.const_value is None]
+    computed = [value for value in read if value.const_value is None and value not in groups.expanded]
+    moved = [*computed, *(value for value in written if value.const_value is None)]
     unknown = [value.name for value in moved if value_bytes(value) is None]
     if result is None or unknown:
         names = " and ".join(f"'{name}'" for name in unknown) or "its operands"
         return replace(work, unpriced=f"the shape or type of {names} is not known", weight_read_bytes=None)
-    return _with_traffic(work, result, node, [v for v in read if v.const_value is None], written, read_bytes)
+    return _with_traffic(work, result, node, computed, written, read_bytes)
 
 
 def _with_traffic(
@@ -152,14 +156,19 @@ def _arithmetic_dtype(node: ir.Node, groups: Fused) -> str:
     name = _dtype_name(dtype) if dtype is not None else "float32"
     if node.op_type == DEQUANTIZE or node.op_type == "Cast":
         name = "float32"  # both sides go through float registers
+    if computes_in_int8(node):
+        name = "int8"
     return _ARITHMETIC.get(name, name)
 
 
 def _note(node: ir.Node, inside: Sequence[ir.Node], groups: Fused) -> str:
     activations = [n.op_type for n in inside if n.op_type not in ("QuantizeLinear", DEQUANTIZE)]
     notes = [f"{name} runs inside" for name in activations]
-    unpacked = any(n.op_type == DEQUANTIZE for n in inside) and node not in groups.integer
-    return "; ".join([*notes, "weights are unpacked on the fly"] if unpacked else notes)
+    if any(n.op_type == DEQUANTIZE for n in inside) and node not in groups.integer:
+        notes.append("weights are unpacked on the fly")
+    if any(value in groups.expanded for value in node.inputs if value is not None):
+        notes.append("constants are expanded when the model is loaded")
+    return "; ".join(notes)
 
 
 def _control(node: ir.Node, seen: set[int]) -> list[Work]:

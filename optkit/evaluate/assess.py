@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +14,7 @@ from optkit.evaluate.evaluation import Evaluation, evaluate
 from optkit.evaluate.fidelity import Outputs
 from optkit.package.contract import Artifact, Executor, Run
 from optkit.pipeline import Context
-from optkit.report.contents import Execution
+from optkit.report.contents import Deployment, Execution
 from optkit.session import CannotRunError, Session
 
 UNLABELLED_SAMPLES = 8  # compared where there is no evaluation data
@@ -30,6 +30,7 @@ class Assessment:
     executions: tuple[Execution, ...]
     accuracy: tuple[Evaluation, ...]
     notices: tuple[str, ...]
+    deployment: Deployment = field(default_factory=Deployment)
 
 
 def choose_executors(executors: Sequence[Executor], wanted: str | None) -> list[Executor]:
@@ -85,12 +86,13 @@ def assess(
         return Assessment((), (), (f"the package was not run: {error}",))
     executions: list[Execution] = []
     accuracy: list[Evaluation] = []
+    loaded: dict[str, Run] = {}
     for executor in executors:
         scored = measured and not executor.slow
         chosen = samples if scored else samples[: SLOW_SAMPLES if executor.slow else UNLABELLED_SAMPLES]
         unlabelled = chosen if scored else Samples(chosen.items, chosen.source, random=chosen.random)
         try:
-            candidate = executor.load(artifact)
+            candidate = loaded[executor.kind] = executor.load(artifact)
             fidelity, evaluations = evaluate(
                 reference, candidate, unlabelled, metrics if scored else (), track=context.track
             )
@@ -112,7 +114,32 @@ def assess(
                 f"the outputs are only {worst:.1f} dB from the original's: measure with --eval, see with 'optkit diff' "
                 "which tensors suffer, and keep their nodes in float with a rule"
             )
-    return Assessment(tuple(executions), tuple(accuracy), tuple(notices))
+    deployment = compare_deployed(executions, reference, loaded.get("simulated"), samples)
+    return Assessment(tuple(executions), tuple(accuracy), tuple(notices), deployment)
+
+
+def compare_deployed(
+    executions: Sequence[Execution], reference: Run, simulated: Run | None, samples: Samples
+) -> Deployment:
+    """Return how the package is as deployed and as simulated, over the samples that the deployed one ran.
+
+    Args:
+        executions: What ran, closest to the device first.
+        reference: Runs the original.
+        simulated: Runs the package's arithmetic in float; None where it did not run.
+        samples: What the executors ran, from the first on.
+    """
+    deployed = next((each for each in executions if each.kind != "simulated"), None)
+    float_ = next((each.fidelity for each in executions if each.kind == "simulated"), None)
+    if deployed is None:
+        return Deployment(simulated=float_)
+    if float_ is not None and simulated is not None and float_.samples != deployed.fidelity.samples:
+        same = samples[: deployed.fidelity.samples]
+        float_, _ = evaluate(reference, simulated, Samples(same.items, same.source, random=same.random), ())
+    difference = None
+    if float_ is not None and np.isfinite([deployed.fidelity.sqnr_db, float_.sqnr_db]).all():
+        difference = deployed.fidelity.sqnr_db - float_.sqnr_db
+    return Deployment(deployed.kind, deployed.fidelity, float_, difference)
 
 
 def _reference(original: ir.Model) -> Run:

@@ -9,9 +9,11 @@ from pathlib import Path
 import onnx_ir as ir
 
 from optkit import plugins
+from optkit.cost.arithmetic import COMPUTE
 from optkit.errors import InputError
 from optkit.model.loading import dynamic_dims, load
-from optkit.package.contract import Placement
+from optkit.package.contract import Packager, Placement
+from optkit.session import CannotRunError
 from optkit.target import Target
 
 
@@ -54,6 +56,19 @@ def check_model(path: Path, target: Target, dims: Mapping[str, int] | None = Non
         problems.append(str(error))
     placements = plugins.packager(target.packager).placement(model, target)
     return Check(path.name, target.name, tuple(placements), tuple(problems))
+
+
+def integer_layers(model: ir.Model, toolchain: Packager, target: Target) -> tuple[int, int] | None:
+    """Return how many convolutions, matrix products and recurrences a model has, and how many end in integer kernels.
+
+    None where the toolchain cannot tell, because its runtime does not load the model here.
+    """
+    try:
+        places = toolchain.placement(model, target)
+    except CannotRunError:
+        return None
+    layers = [place for place in places if place.op_type in COMPUTE and place.device]
+    return len(layers), sum(place.precision.startswith("int") for place in layers)
 
 
 def require_static(model: ir.Model, target: Target) -> None:

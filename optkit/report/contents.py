@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from optkit.evaluate.fidelity import Fidelity
@@ -113,16 +113,68 @@ class RemarkGroup:
 
 
 @dataclass(frozen=True)
+class Left:
+    """What is not in the precision asked for, for one reason.
+
+    Attributes:
+        reason: Why, in the words of the pass that left it.
+        weight_bytes: Bytes that the weights would take in float32.
+        macs: Multiply-accumulates.
+        count: How many nodes.
+        nodes: The first of them.
+    """
+
+    reason: str
+    weight_bytes: int
+    macs: int
+    count: int
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Coverage:
-    """How much of the model runs in the precision asked for: shares of weight bytes (as float) and of MACs."""
+    """How much of the model is in the precision asked for; see `optkit.report.coverage`.
+
+    Attributes:
+        weights: Share of the weights, by element, that are stored in the bits asked for or fewer; 1 without weights.
+        macs: Share of the multiply-accumulates computed so; 1 where there are none.
+        elements_by_bits: How many weights are stored in how many bits.
+        left: What is not covered, the most bytes first.
+    """
 
     weights: float
     macs: float
+    elements_by_bits: Mapping[int, int] = field(default_factory=dict)
+    left: tuple[Left, ...] = ()
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The package as deployed beside the same arithmetic simulated, over the same samples.
+
+    Deployed is the runtime with its optimizations and kernels, on the target or its emulator; simulated is every node
+    as written, in float. The difference is what the runtime's kernels cost: saturation, rounding of activations.
+
+    Attributes:
+        kind: The executor that stands for the device: ``native`` or ``emulated``; empty where none was run.
+        deployed: Its outputs against the original's.
+        simulated: The simulated outputs against the original's, on those samples.
+        difference_db: SQNR deployed minus SQNR simulated; None where one is not known or both are not finite.
+        layers: Convolutions, matrix products and recurrences of the compiled model; None where it could not be asked.
+        integer_layers: Those of them that end in integer kernels.
+    """
+
+    kind: str = ""
+    deployed: Fidelity | None = None
+    simulated: Fidelity | None = None
+    difference_db: float | None = None
+    layers: int | None = None
+    integer_layers: int | None = None
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A limit that the user set, what was reached, and whether that is within it."""
+    """A limit, what was reached, and whether that is within it; a most, but for ``coverage`` a least."""
 
     name: str
     limit: float
@@ -155,6 +207,7 @@ class Report:
     calibration: str
     gates: tuple[Gate, ...] = ()
     notices: tuple[str, ...] = ()
+    deployment: Deployment = Deployment()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready data; infinite SQNR (bit-equal outputs) becomes None."""

@@ -91,6 +91,7 @@ def render_html(report: Report) -> bytes:
         most_rows=MOST_ROWS,
         precise=precise,
         gate_figure=gate_figure,
+        difference=units.difference,
     )
     return page.encode("utf-8")
 
@@ -251,6 +252,8 @@ def gate_figure(name: str, value: float | None) -> str:
     """Return a gate's limit or what was reached, in the unit of that gate."""
     if value is None:
         return "not known"
+    if name == "coverage":
+        return units.share(value)
     if name == "drop":
         return f"{value:.4g}"
     return units.duration(value) if name == "latency" else units.size(value)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,11 @@ from optkit.evaluate.assess import Assessment
 from optkit.pipeline import Context, PipelineResult
 from optkit.precision import Precision
 from optkit.report.contents import CostSummary, Coverage, Gate, Report, group_remarks
+from optkit.report.coverage import coverage
 from optkit.report.inspection import inspect_model
 from optkit.target import Target
+
+LEAST_COVERAGE = 0.5  # of the weights: a name that says less of the model than that misleads
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ class Gates:
         max_latency: Predicted seconds of one run.
         max_memory: Bytes of weights and peak activations together.
         max_drop: Largest drop of the metric, as a share of it (0.01 is one point of an accuracy).
+        min_coverage: Smallest share of the weights that must be in the precision asked for; half of them by default.
     """
 
     max_size: float | None = None
     max_latency: float | None = None
     max_memory: float | None = None
     max_drop: float | None = None
+    min_coverage: float | None = None
 
 
 def summarize(
@@ -53,6 +57,8 @@ def summarize(
     assessment: Assessment,
     gates: Gates,
     sample: Mapping[str, np.ndarray],
+    demanded: bool = True,
+    layers: tuple[int, int] | None = None,
 ) -> Report:
     """Return the report of a compilation.
 
@@ -71,8 +77,12 @@ def summarize(
         assessment: How the artifact ran and how accurate it is.
         gates: Limits to hold the result against.
         sample: One sample: its shapes are priced where the model leaves dimensions open.
+        demanded: Whether a precision was asked for.
+        layers: How many layers the compiled model has, and how many of them end in integer kernels, if it is known.
     """
     before, after = (cost_summary(model, target, sample) for model in (original, compiled))
+    lossy = [step.pass_name for step in result.steps if step.effect.kind == "lossy"]
+    covered = coverage(compiled, after, precision, context.remarks, lossy)
     notices = list(assessment.notices)
     if result.unverified:
         notices.insert(0, f"the passes were not verified by execution: {result.unverified}")
@@ -92,33 +102,42 @@ def summarize(
         artifact_bytes=artifact_bytes,
         steps=result.steps,
         remarks=group_remarks(context.remarks),
-        coverage=coverage(compiled, after),
+        coverage=covered,
         executions=assessment.executions,
         accuracy=assessment.accuracy,
         cost_before=before,
         cost=after,
         calibration=Path(context.calibration.source).name if context.calibration is not None else "none",
-        gates=check_gates(gates, artifact_bytes, after, assessment),
+        gates=check_gates(gates, artifact_bytes, after, assessment, covered, demanded=demanded),
         notices=tuple(dict.fromkeys(notices)),
+        deployment=replace(
+            assessment.deployment,
+            layers=layers[0] if layers is not None else None,
+            integer_layers=layers[1] if layers is not None else None,
+        ),
     )
 
 
-def coverage(model: ir.Model, cost: CostSummary) -> Coverage:
-    """Return the share of weights (by element) held in 8 bits or less, and of MACs done in 8-bit integers.
+def check_gates(
+    gates: Gates,
+    artifact_bytes: int,
+    cost: CostSummary,
+    assessment: Assessment,
+    covered: Coverage,
+    *,
+    demanded: bool = True,
+) -> tuple[Gate, ...]:
+    """Hold the result against each limit that was set; a figure that is not known does not meet its limit.
 
-    Weights are the numbers that arithmetic uses: scales, zero points, shapes and indices are not counted.
+    Args:
+        gates: The limits.
+        artifact_bytes: Size of what the device loads.
+        cost: What a run costs.
+        assessment: The accuracies measured.
+        covered: What is in the precision asked for. Where that is less than `LEAST_COVERAGE` of the weights, a gate
+            says so though none was set.
+        demanded: Whether a precision was asked for; a recipe with passes of its own need not.
     """
-    elements: Counter[bool] = Counter()
-    for tensor in {id(v.const_value): v for g in model.graphs() for v in g.initializers.values()}.values():
-        held = tensor.const_value
-        if held is not None and held.size > 1 and (held.dtype.is_floating_point() or held.dtype.bitwidth <= 8):
-            elements[held.dtype.bitwidth <= 8 and held.dtype != ir.DataType.BOOL] += held.size
-    whole = sum(elements.values())
-    return Coverage(elements[True] / whole if whole else 0.0, cost.int8_macs / cost.macs if cost.macs else 0.0)
-
-
-def check_gates(gates: Gates, artifact_bytes: int, cost: CostSummary, assessment: Assessment) -> tuple[Gate, ...]:
-    """Hold the result against each limit that was set; a figure that is not known does not meet its limit."""
     drop = max((evaluation.drop for evaluation in assessment.accuracy), default=None)
     figures: Sequence[tuple[str, float | None, float | None]] = (
         ("size", gates.max_size, artifact_bytes),
@@ -126,8 +145,12 @@ def check_gates(gates: Gates, artifact_bytes: int, cost: CostSummary, assessment
         ("memory", gates.max_memory, cost.weight_bytes + cost.peak_activation_bytes),
         ("drop", gates.max_drop, drop),
     )
-    return tuple(
+    held = [
         Gate(name, limit, actual, actual is not None and actual <= limit)
         for name, limit, actual in figures
         if limit is not None
-    )
+    ]
+    least = LEAST_COVERAGE if gates.min_coverage is None else gates.min_coverage
+    if gates.min_coverage is not None or (demanded and covered.weights < least):
+        held.append(Gate("coverage", least, covered.weights, covered.weights >= least))
+    return tuple(held)

@@ -51,6 +51,12 @@ def decibel(value: float | None) -> str:
     return "not comparable" if value == -math.inf else f"{value:.1f} dB"
 
 
+def difference(decibels: float) -> str:
+    """Return the difference of two SQNRs with its sign; none at a tenth of a decibel is 0."""
+    rounded = round(decibels, 1)
+    return f"{rounded:+.1f} dB" if rounded else "0 dB"
+
+
 def share(value: float | None) -> str:
     """Return a share in percent."""
     return MISSING if value is None else f"{100 * value:.1f} %"
