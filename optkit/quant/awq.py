@@ -49,7 +49,7 @@ def awq_scales(
     if mean == 0.0 or not inputs_sample.size:
         return ones
     relative = np.maximum(magnitude.astype(np.float64) / mean, SMALLEST)
-    sample = inputs_sample.astype(np.float64)
+    sample = (inputs_sample / mean).astype(np.float32)
     moment = sample.T @ sample if len(sample) > columns else None
     best, scales = np.inf, ones
     for alpha in ALPHAS:
@@ -57,7 +57,7 @@ def awq_scales(
         tried = (tried / np.sqrt(tried.max() * tried.min())).astype(np.float32)
         error = 0.0
         for weight in weights:
-            difference = quantizer(weight * tried).astype(np.float64) / tried - weight
+            difference = quantizer(weight * tried) / tried - weight
             outputs = difference @ moment if moment is not None else sample @ difference.T
             error += float(np.vdot(outputs, difference if moment is not None else outputs))
         if error < best:

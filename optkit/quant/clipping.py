@@ -17,8 +17,10 @@ from optkit.quant.integers import (
 )
 from optkit.quant.rows import from_rows, row_slices, row_values, to_rows
 
-SHRINKS = np.linspace(1.0, 0.4, 25)  # of a symmetric range
-SIDES = np.linspace(1.0, 0.4, 7)  # of either side of an asymmetric range: all pairs
+# Beside shrunk ranges wider ones: a few values in many levels happen to lie near the steps of some scale.
+FACTORS = np.linspace(1.25, 0.35, 37)  # of a symmetric range
+SIDES = np.linspace(1.2, 0.4, 9)  # of either side of an asymmetric range: all pairs
+NEARBY = (0.97, 0.985, 1.015, 1.03)  # of the best scale
 ROUNDS = 3  # of refinement
 
 
@@ -32,8 +34,8 @@ def search_qparams(
 ) -> QuantParams:
     """Return the scale and zero point that round a constant tensor with the smallest squared error.
 
-    Ranges shrunk from the exact one are tried (Choukroun et al. 2019, "Low-bit quantization of neural networks for
-    efficient inference", section 3: the clipping of least squared error), with both signs of the scale where the grid
+    Ranges narrower than the exact one are tried (Choukroun et al. 2019, "Low-bit quantization of neural networks for
+    efficient inference", section 3: the clipping of least squared error), some wider, and both signs where the grid
     has a step more on one side. The best is refined in turns: the scale that fits the chosen integers by least
     squares, and neighbouring zero points. No scale's error exceeds that of the exact range.
 
@@ -114,10 +116,10 @@ class _Best:
 
 
 def _try_symmetric(best: _Best) -> None:
-    for shrink in SHRINKS:
-        best.offer(shrink, best.grid.middle)
+    for factor in FACTORS:
+        best.offer(factor, best.grid.middle)
         if best.grid.full_range:
-            best.offer(-shrink, best.grid.middle)
+            best.offer(-factor, best.grid.middle)
 
 
 def _try_sides(best: _Best) -> None:
@@ -131,8 +133,11 @@ def _try_sides(best: _Best) -> None:
 
 
 def _refine(best: _Best) -> None:
-    """Fit the scale to the integers by least squares, then try the zero points beside the best."""
+    """Try scales beside the best, the one that fits its integers by least squares, and zero points beside the best."""
     for _ in range(ROUNDS):
+        found = best.factor.copy()
+        for factor in NEARBY:
+            best.offer(found * np.float32(factor), best.zero)
         integers = best.integers(best.factor, best.zero)
         weighted = integers if best.costs is None else integers * best.costs
         dot, square = (np.einsum("rn,rn->r", weighted, other) for other in (best.values, integers))
