@@ -243,7 +243,7 @@ def test_quantized_weights_stay() -> None:
 def test_what_is_no_palette_any_more_is_not_read_as_one(change: str) -> None:
     model = build("(float[4,6] x) => (float[4,6] y) { y = Neg (x) }")
     palette = Palette(random(3, 4), np.arange(24).reshape(4, 6).astype(np.uint8) % 4, 2, 1, 2)
-    value = write_palette(model.graph, "w", palette, 17, names(model))
+    value = write_palette(model.graph[0], "w", palette, 17, names(model))
     gather = value.producer()
     assert gather is not None
     found = palette_of(gather)

@@ -68,11 +68,11 @@ def index_type(bits: int, opset: int) -> ir.DataType:
     return next(dtype for width, since, dtype in INDEX_TYPES if bits <= width and opset >= since)
 
 
-def write_palette(graph: ir.Graph, name: str, palette: Palette, opset: int, taken: set[str]) -> ir.Value:
-    """Add the constants and nodes that compute a palettized weight at the beginning of a graph.
+def write_palette(before: ir.Node, name: str, palette: Palette, opset: int, taken: set[str]) -> ir.Value:
+    """Add the constants and nodes that compute a palettized weight to a graph, in front of a node.
 
     Args:
-        graph: The graph, with at least one node.
+        before: The first node of the graph that reads the weight.
         name: The weight's name; the new values' are derived from it.
         palette: The weight.
         opset: Version of the default operator set.
@@ -81,6 +81,8 @@ def write_palette(graph: ir.Graph, name: str, palette: Palette, opset: int, take
     Returns:
         The weight.
     """
+    graph = before.graph
+    assert graph is not None
     stored = palette.indices.astype(index_type(palette.bits, opset).numpy())
     lut = add_constant(graph, f"{name}/lut", palette.lut.ravel(), taken)
     index = add_constant(graph, f"{name}/indices", stored, taken)
@@ -94,7 +96,7 @@ def write_palette(graph: ir.Graph, name: str, palette: Palette, opset: int, take
         node.outputs[0].name = unique(f"{node.name}_output", taken)
         node.outputs[0].shape = ir.Shape(palette.indices.shape)
         node.outputs[0].type = ir.TensorType(INT32 if node is not nodes[-1] else lut.dtype or ir.DataType.FLOAT)
-    graph.insert_before(graph[0], nodes)
+    graph.insert_before(before, nodes)
     return nodes[-1].outputs[0]
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 
-from optkit.graph import constant, names, opset
+from optkit.graph import constant, names, opset, prune
 from optkit.pipeline import LOSSY, Context, Effect, Pass
 from optkit.quant.codebook import codebook, lut_blocks
 from optkit.quant.moments import Channels, second_moments
 from optkit.quant.palette import Palette, index_type, write_palette
+from optkit.quant.walk import reads
 
 from ._weight_uses import WeightUse, weight_uses, why_kept
 
@@ -52,9 +54,16 @@ class PalettizeWeights(Pass):
         if not weights:
             return
         moments = self._moments(model, weights, context)
-        taken = names(model)
+        taken, readers = names(model), _first_readers(model, weights)
         for stored, uses in context.track(list(weights.items()), "Palettizing", len(weights)):
-            self._palettize(model, stored, uses, moments, taken, context)
+            palette, weighted = self._palette(stored, uses, moments)
+            stored.replace_all_uses_with(
+                write_palette(readers[stored], stored.name or "", palette, opset(model), taken)
+            )
+            prune([stored])
+            self._remark(
+                stored, uses, palette, opset(model), unweighted=bool(moments) and not weighted, context=context
+            )
 
     def _why_no_smaller(self, stored: ir.Value, uses: list[WeightUse], version: int) -> str:
         """Return that LUTs and indices would take no less than the weight, with the numbers; empty if they do."""
@@ -83,39 +92,52 @@ class PalettizeWeights(Pass):
             return {}
         return second_moments(model, wanted, context.calibration, track=context.track, name=self.name())
 
-    def _palettize(
+    def _palette(
+        self, stored: ir.Value, uses: list[WeightUse], moments: dict[Channels, np.ndarray]
+    ) -> tuple[Palette, bool]:
+        """Return the palette of a weight, and whether calibration weighed it."""
+        weight, importance, axis = constant(stored), _importance(uses, moments), uses[0].output_axis
+        assert weight is not None
+        channels = self.channels_per_lut
+        lut, indices = codebook(
+            weight, self.bits, axis=axis, channels_per_lut=channels, importance=importance, name=stored.name or ""
+        )
+        if len(lut) == 1:
+            axis = channels = 0
+        return Palette(lut, indices, self.bits, axis, channels), importance is not None
+
+    def _remark(
         self,
-        model: ir.Model,
         stored: ir.Value,
         uses: list[WeightUse],
-        moments: dict[Channels, np.ndarray],
-        taken: set[str],
+        palette: Palette,
+        version: int,
+        *,
+        unweighted: bool,
         context: Context,
     ) -> None:
-        weight, graph, name = constant(stored), stored.graph, stored.name or "weight"
-        assert weight is not None
-        assert graph is not None
-        importance = _importance(uses, moments)
-        axis = uses[0].output_axis
-        lut, indices = codebook(
-            weight, self.bits, axis=axis, channels_per_lut=self.channels_per_lut, importance=importance, name=name
-        )
-        channels = self.channels_per_lut if len(lut) > 1 else 0
-        palette = Palette(lut, indices, self.bits, axis if channels else 0, channels)
-        version = opset(model)
-        computed = write_palette(graph, name, palette, version, taken)
-        stored.replace_all_uses_with(computed)
-        graph.initializers.pop(name)
-        message = f"{weight.size} weights as {self.bits}-bit indices into {_count(len(lut), 'LUT')}"
-        message += f", {weight.nbytes} bytes become {palette.stored_bytes(version)}"
+        size, before = palette.indices.size, palette.indices.size * palette.lut.itemsize
+        message = f"{size} weights as {self.bits}-bit indices into {_count(len(palette.lut), 'LUT')}"
+        message += f", {before} bytes become {palette.stored_bytes(version)}"
         width = index_type(self.bits, version).bitwidth
         if width != self.bits:
             message += f" (opset {version} stores such indices in {width} bits)"
-        if moments and importance is None and any(use.data is not None for use in uses):
+        if unweighted and any(use.data is not None for use in uses):
             message += "; unweighted, since calibration does not see what they are multiplied with"
         context.applied(uses[0].node, message + "; a runtime without LUTs expands them when it loads the model")
         for use in uses[1:]:
-            context.applied(use.node, f"shares the LUT of '{name}' with '{uses[0].node.name}'")
+            context.applied(use.node, f"shares the LUT of '{stored.name}' with '{uses[0].node.name}'")
+
+
+def _first_readers(model: ir.Model, weights: Iterable[ir.Value]) -> dict[ir.Value, ir.Node]:
+    """Return the first node of each weight's own graph that reads it, itself or in a body."""
+    wanted, found = set(weights), dict[ir.Value, ir.Node]()
+    for graph in model.graphs():
+        for node in graph:
+            for value in reads(node):
+                if value in wanted and value.graph is graph:
+                    found.setdefault(value, node)
+    return found
 
 
 def _channels(use: WeightUse) -> Channels:
