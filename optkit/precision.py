@@ -168,16 +168,21 @@ def values_for(precision: Precision, target: Target) -> dict[str, Any]:
 
     ``{weight_bits}``, ``{activation_bits}``; ``{granularity}``, what was asked for, else the best that the target's
     format of that width takes: ``block``, ``channel`` or ``tensor``; ``{block}``, the block size asked for, else the
-    first that the format takes, 0 where the granularity is another.
+    first that the format takes, 0 where the granularity is another. With palettes a block is the channels that share
+    one: as many as asked for, 1 for ``-c``, else 0: one palette for all.
     """
-    weights = target.weights.get(f"int{precision.weight_bits}")
-    best = weights.granularity[0] if weights is not None and not precision.lut else "channel"
+    weights = None if precision.lut else target.weights.get(f"int{precision.weight_bits}")
+    best = weights.granularity[0] if weights is not None else "tensor" if precision.lut else "channel"
     granularity = "block" if precision.block else "channel" if precision.per_channel else best
     first = weights.block_size[0] if weights is not None and weights.block_size else 0
+    if precision.lut:
+        block = precision.block or int(precision.per_channel)
+    else:
+        block = (precision.block or first) if granularity == "block" else 0
     return {
         "weight_bits": precision.weight_bits,
         "activation_bits": precision.activation_bits,
-        "block": (precision.block or first) if granularity == "block" else 0,
+        "block": block,
         "granularity": granularity,
     }
 

@@ -174,7 +174,7 @@ def test_indices_into_palettes_are_weights_and_the_palettes_are_not(channels: in
     model = build("(float[2,4] x) => (y) { y = MatMul(x, w) }", CONTRIB, w=random(4, 8))
     luts = math.ceil(8 / channels) if channels else 1
     palette = Palette(random(luts, 8), np.zeros((4, 8), np.uint8), 3, 1, channels)
-    value = write_palette(model.graph, "w", palette, 21, names(model))
+    value = write_palette(model.graph[0], "w", palette, 21, names(model))
     product = next(node for node in model.graph if node.op_type == "MatMul")
     product.replace_input_with(1, value)
     model.graph.initializers.pop("w")
@@ -221,8 +221,8 @@ def test_shares_of_weights_and_products() -> None:
     assert found.weights == 240 / 282
     assert found.macs == pytest.approx(480 / (480 + 72 + 36))
     assert found.left == (
-        Left("read by MatMul, in 32 bits", 144, 72, 1, ("MatMul_0",)),
-        Left("read by Add, in 32 bits", 24, 0, 1, ("Add_1",)),
+        Left("read by MatMul, left in float32", 144, 72, 1, ("MatMul_0",)),
+        Left("read by Add, left in float32", 24, 0, 1, ("Add_1",)),
         Left("a product of two activations: it has no weights", 0, 36, 1, ("MatMul_1",)),
     )
 
@@ -247,7 +247,7 @@ def test_reasons_are_those_of_the_passes() -> None:
     done = Remark("applied", "quantize", "Add_1", "Add", "no refusal")
     reasons = {left.reason: (left.weight_bytes, left.macs) for left in covered(two(), "w4a16", said, other, done).left}
     assert reasons["its columns are masked"] == (144, 72)
-    assert reasons["read by Add, in 32 bits"] == (24, 0)
+    assert reasons["read by Add, left in float32"] == (24, 0)
 
 
 def test_reasons_that_differ_in_numbers_are_one() -> None:

@@ -109,7 +109,7 @@ def test_half_precision_storage_is_expanded_when_the_model_is_loaded() -> None:
 
 def test_palettes_are_expanded_when_the_model_is_loaded() -> None:
     model = build("(float[2,4] x) => (y) { y = MatMul(x, w) }", HEAD, w=random(4, 8))
-    value = write_palette(model.graph, "w", Palette(random(1, 16), np.zeros((4, 8), np.uint8), 4), 21, names(model))
+    value = write_palette(model.graph[0], "w", Palette(random(1, 16), np.zeros((4, 8), np.uint8), 4), 21, names(model))
     next(node for node in model.graph if node.op_type == "MatMul").replace_input_with(1, value)
     model.graph.initializers.pop("w")
     work = only(model)

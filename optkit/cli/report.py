@@ -57,8 +57,9 @@ def report(found: Report, goal: Path, *, first: bool = True) -> None:
     _remarks(found)
     for gate in found.gates:
         state = "[green]met[/green]" if gate.met else "[red]not met[/red]"
-        actual = "unknown" if gate.actual is None else f"{gate.actual:.6g}"
-        console.print(f"limit on {gate.name}: {gate.limit:g}, reached {actual}: {state}")
+        show = share if gate.name == "coverage" else "{:g}".format
+        actual = "unknown" if gate.actual is None else show(gate.actual)
+        console.print(f"limit on {gate.name}: {show(gate.limit)}, reached {actual}: {state}")
     console.print(f"\nwritten: [bold]{escape(str(goal))}[/bold]  (report.html for the whole story)")
 
 

@@ -2,8 +2,9 @@
 
 The rules are those that CPU runtimes share (onnxruntime's QDQ selectors, XNNPACK and TFLite likewise):
 
-* A node whose floating inputs are all dequantized, and whose outputs are each quantized and used nowhere else, runs in
-  integers; the quantize and dequantize nodes around it cost nothing and their float tensors never exist. MatMul and
+* A node whose floating inputs are all dequantized from 8 bits, and whose outputs are each quantized and used nowhere
+  else, runs in integers (of other widths there are no integer kernels: 4-bit weights and 16-bit activations are
+  computed in float); the quantize and dequantize nodes around it cost nothing and their float tensors never exist. MatMul and
   Gemm also run in integers when their output stays float.
 * An activation that is the only use of a convolution's or matrix product's output runs inside it.
 * A dequantize node on a constant costs nothing: the weights stay as they are stored.
@@ -21,6 +22,7 @@ from optkit.cost.arithmetic import COMPUTE, is_known
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "PRelu", "Elu"})
+INTEGER_BITS = (8, 32)  # of operands; biases have 32
 FLOAT_OUTPUT = frozenset({"MatMul", "Gemm"})
 # Operators whose inputs after the first are limits, sizes or fill values: never quantized.
 PARAMETERS = frozenset({"Clip", "Pad", "Resize", "Upsample"})
@@ -140,6 +142,9 @@ def _is_integer(node: ir.Node, result: Fused, graph: ir.Graph) -> bool:
             continue
         producer = value.producer()
         if producer is not None and producer.op_type == DEQUANTIZE and producer.graph is graph:
+            stored = producer.inputs[0].dtype if producer.inputs[0] is not None else None
+            if stored is not None and stored.bitwidth not in INTEGER_BITS:
+                return False
             dequantized += index == 0 or (producer.inputs[0] is not None and producer.inputs[0].const_value is None)
         elif not (index and node.op_type in PARAMETERS and value.const_value is not None):
             return False

@@ -21,7 +21,8 @@ from optkit.precision import Precision
 from optkit.quant.palette import LUT_BITS_KEY
 from optkit.report.contents import CostSummary, Coverage, Left
 
-FLOAT_BYTES = 4  # weights are compared by what they would take in float32
+FLOAT_BITS, FLOAT_BYTES = 32, 4  # weights are compared by what they would take in float32
+FLOATS = {16: "half precision", 32: "float32", 64: "float64"}
 NAMED = 5  # nodes of one reason that the report names
 
 # The inputs of integer operators that hold weights; what else these take are scales, zero points and biases.
@@ -169,6 +170,7 @@ def coverage(
     """
     weights = stored_weights(model)
     reasons = _Reasons(remarks, set(passes))
+    most = precision.weight_bits if precision.weight_bits < FLOAT_BITS else math.inf  # float32 asks for nothing
     held: dict[ir.Node, int] = {}
     sizes: dict[int, int] = {}
     left: list[Left] = []
@@ -177,17 +179,17 @@ def coverage(
         sizes[weight.bits] = sizes.get(weight.bits, 0) + weight.elements
         for node in weight.readers:
             held[node] = max(held.get(node, 0), weight.bits)
-        if weight.bits > precision.weight_bits:
+        if weight.bits > most:
             names = tuple(node.name or "" for node in weight.readers) or (weight.name,)
             left.append(Left(reasons.weight(weight), FLOAT_BYTES * weight.elements, 0, 1, names))
             wide.update(dict.fromkeys(names, left[-1].reason))
     bits = {node.name or "": number for node, number in held.items()}
-    for row in (row for row in cost.nodes if row.macs):
+    for row in (row for row in cost.nodes if row.macs and most < math.inf):
         reason = _why_not(row.dtype, bits.get(row.name), precision)
         if reason:
             left.append(Left(wide.get(row.name) or reasons.node(row.name) or reason, 0, row.macs, 0, (row.name,)))
     elements = sum(sizes.values())
-    covered = sum(number for width, number in sizes.items() if width <= precision.weight_bits)
+    covered = sum(number for width, number in sizes.items() if width <= most)
     missed = sum(entry.macs for entry in left)
     return Coverage(
         weights=covered / elements if elements else 1.0,
@@ -231,7 +233,7 @@ class _Reasons:
         if said:
             return said
         ops = " and ".join(dict.fromkeys(node.op_type for node in weight.readers)) or "the model's output"
-        return f"read by {ops}, in {weight.bits} bits"
+        return f"read by {ops}, left in {FLOATS.get(weight.bits, f'{weight.bits} bits')}"
 
 
 def _grouped(left: Sequence[Left]) -> tuple[Left, ...]:
