@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from command_line import Cli, Result
 from optkit.target import Target, load_target
 from optkit_targets.ort.packager import OrtPackager
 
@@ -28,3 +30,19 @@ def a53() -> Target:
 @pytest.fixture
 def packager() -> OrtPackager:
     return OrtPackager()
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run a command as a user would, in this process."""
+    from optkit.cli import main
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["optkit", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        captured = capsys.readouterr()
+        return Result(int(exit_.value.code or 0), captured.out, captured.err)
+
+    return run

@@ -6,44 +6,14 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from command_line import Cli
+
 DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 MODEL, CALIBRATION, TEST = (str(DIGITS / name) for name in ("digits.onnx", "calibration.npz", "test.npz"))
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Cli = Callable[..., Result]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    from optkit.cli import main
-
-    def run(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["optkit", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        return Result(int(exit_.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture(scope="module")

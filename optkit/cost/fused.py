@@ -3,9 +3,9 @@
 The rules are those that CPU runtimes share (onnxruntime's QDQ selectors, XNNPACK and TFLite likewise):
 
 * A node whose floating inputs are all dequantized from 8 bits, and whose outputs are each quantized and used nowhere
-  else, runs in integers (of other widths there are no integer kernels: 4-bit weights and 16-bit activations are
-  computed in float); the quantize and dequantize nodes around it cost nothing and their float tensors never exist. MatMul and
-  Gemm also run in integers when their output stays float.
+  else, runs in integers; the quantize and dequantize nodes around it cost nothing and their float tensors never exist.
+  MatMul and Gemm also run in integers when their output stays float. Of other widths there are no integer kernels:
+  4-bit weights and 16-bit activations are computed in float.
 * An activation that is the only use of a convolution's or matrix product's output runs inside it.
 * A dequantize node on a constant costs nothing: the weights stay as they are stored.
 * Anything else that only constants go into (a Cast, a lookup in a palette) is computed once, when the model is loaded:
