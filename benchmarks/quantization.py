@@ -2,6 +2,7 @@
 
     python benchmarks/quantization.py SHARED [--tasks w8a8] [--models NAME ...] [--peers NAME ...] [--quick]
     python benchmarks/quantization.py SHARED --install-peers
+    python benchmarks/quantization.py --large
 
 SHARED is the folder that holds data/. Every tool runs as a process of its own, one after the other, and reads the same
 calibration samples from disk; peers run in environments of their own, which --install-peers creates. optkit's time
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from comparison.large import time_large
 from comparison.methods import CACHE, METHODS, OURS, REQUIREMENTS, TASKS, Method, install, missing
 from comparison.models import SUBJECTS, Prepared, prepare, raised
 from comparison.processes import measure
@@ -29,6 +31,11 @@ from comparison.tables import HEADER, LEGEND, Result, heading, markdown_table, r
 def main() -> None:
     """Run what the command line asks for, and print it."""
     arguments = parse()
+    if arguments.large:
+        time_large(arguments.timeout)
+        return
+    if arguments.shared is None:
+        sys.exit("give the folder that holds data/")
     if arguments.install_peers:
         install(arguments.peers, arguments.environments)
     absent = missing(arguments.peers, arguments.environments)
@@ -104,7 +111,7 @@ def scored(result: Result, subject: Prepared, file: Path | None) -> Result:
 def parse() -> argparse.Namespace:
     """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shared", type=Path, help="the folder that holds data/")
+    parser.add_argument("shared", type=Path, nargs="?", help="the folder that holds data/")
     choose(parser, "--models", list(SUBJECTS))
     choose(parser, "--tasks", list(TASKS))
     choose(parser, "--peers", list(REQUIREMENTS))
@@ -113,6 +120,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few samples")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one tool on one model")
     parser.add_argument("--json", action="store_true", help="everything as data, on stdout")
+    parser.add_argument("--large", action="store_true", help="instead: our int4 on 100 million random parameters")
     parser.add_argument("--markdown", action="store_true", help="tables as Markdown")
     return parser.parse_args()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import nncf
 import onnx
+from nncf.quantization.advanced_parameters import AdvancedCompressionParameters, GroupSizeFallbackMode
 from samples import read_job, read_samples
 
 job = read_job()
@@ -19,6 +20,8 @@ if mode.name.startswith("INT4"):
         "all_layers": job.flag("all_layers"),
         "awq": job.flag("awq"),
         "scale_estimation": job.flag("scale_estimation"),
+        # A smaller block where 32 does not divide the row; without it such a layer is an error.
+        "advanced_parameters": AdvancedCompressionParameters(group_size_fallback_mode=GroupSizeFallbackMode.ADJUST),
     }
 if data_aware:
     choices["dataset"] = nncf.Dataset(list(read_samples(job.calibration)))
