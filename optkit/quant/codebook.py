@@ -223,7 +223,7 @@ def _cells(points: _Points, most: int) -> np.ndarray:
         if 2 * cells.size > most:
             break
         measure = np.minimum(measure, total[-1] / most)
-    return cells
+    return np.asarray(cells)
 
 
 def _improve(points: _Points, centers: np.ndarray) -> tuple[np.ndarray, float]:

@@ -22,7 +22,7 @@ DAMPING = 0.01  # of the mean second moment, added to all: calibration that neve
 
 
 class PalettizeWeights(Pass):
-    r"""Store weights as indices into look-up tables (LUTs) found by k-means.
+    """Store weights as indices into look-up tables (LUTs) found by k-means.
 
     Weights of Conv, ConvTranspose, Gemm and MatMul and tables that Gather picks from become ``Gather(LUT, indices)``,
     in bodies of If, Loop and Scan too; a tied weight stays one. A runtime without LUTs, onnxruntime is one, expands
@@ -38,25 +38,25 @@ class PalettizeWeights(Pass):
     model       bits  1 LUT  weighted  file   16 ch  weighted  file
     ==========  ====  =====  ========  =====  =====  ========  =====
     relu_lm        8   47.5      47.6    27%   50.5      50.8    35%
-    \              6   34.7      34.6    26%   36.4      36.2    29%
-    \              4   22.7      22.8    14%   23.7      24.2    15%
-    \              3   15.1      15.1    14%   15.1      15.4    15%
-    \              2    9.4       9.6     8%    9.9      10.1     8%
+    relu_lm        6   34.7      34.6    26%   36.4      36.2    29%
+    relu_lm        4   22.7      22.8    14%   23.7      24.2    15%
+    relu_lm        3   15.1      15.1    14%   15.1      15.4    15%
+    relu_lm        2    9.4       9.6     8%    9.9      10.1     8%
     sst2           8   50.7      50.0    26%   52.6      53.8    42%
-    \              6   38.8      37.3    26%   43.0      40.7    31%
-    \              4   24.4      25.7    13%   25.9      26.0    15%
-    \              3   19.1      16.9    13%   18.4      18.4    15%
-    \              2   10.8      10.9     7%   11.1      10.7     8%
+    sst2           6   38.8      37.3    26%   43.0      40.7    31%
+    sst2           4   24.4      25.7    13%   25.9      26.0    15%
+    sst2           3   19.1      16.9    13%   18.4      18.4    15%
+    sst2           2   10.8      10.9     7%   11.1      10.7     8%
     squeezenet     8   28.3      30.6    26%   32.6      30.3    31%
-    \              6   15.9      16.2    26%   14.5      13.3    27%
-    \              4    3.8       3.8    13%    4.2       3.2    14%
-    \              3   -0.1       0.0    13%   -0.2      -0.1    14%
-    \              2    0.0       0.0     7%    0.0       0.0     8%
+    squeezenet     6   15.9      16.2    26%   14.5      13.3    27%
+    squeezenet     4    3.8       3.8    13%    4.2       3.2    14%
+    squeezenet     3   -0.1       0.0    13%   -0.2      -0.1    14%
+    squeezenet     2    0.0       0.0     7%    0.0       0.0     8%
     resnet20       8   38.2      38.0    29%   39.2      41.2    32%
-    \              6   24.2      25.4    27%   24.1      25.1    29%
-    \              4   11.8      11.2    15%   12.9      12.8    15%
-    \              3    2.7       1.3    15%    3.8       5.7    15%
-    \              2   -1.2      -0.2     9%   -0.6      -3.2     9%
+    resnet20       6   24.2      25.4    27%   24.1      25.1    29%
+    resnet20       4   11.8      11.2    15%   12.9      12.8    15%
+    resnet20       3    2.7       1.3    15%    3.8       5.7    15%
+    resnet20       2   -1.2      -0.2     9%   -0.6      -3.2     9%
     ==========  ====  =====  ========  =====  =====  ========  =====
 
     Attributes:
