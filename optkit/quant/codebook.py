@@ -202,7 +202,7 @@ def _best_cuts(points: _Points, count: int) -> np.ndarray:
     edges = np.full(count + 1, last)
     for number in range(count - 1, -1, -1):
         edges[number] = cut_before[number, edges[number + 1]]
-    return cells[edges]
+    return np.asarray(cells[edges])
 
 
 def _cells(points: _Points, most: int) -> np.ndarray:
@@ -223,7 +223,7 @@ def _cells(points: _Points, most: int) -> np.ndarray:
         if 2 * cells.size > most:
             break
         measure = np.minimum(measure, total[-1] / most)
-    return np.asarray(cells)
+    return cells
 
 
 def _improve(points: _Points, centers: np.ndarray) -> tuple[np.ndarray, float]:
