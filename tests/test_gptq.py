@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from optkit.errors import InputError
 from optkit.quant.clipping import search_qparams
-from optkit.quant.gptq import gptq, refit
+from optkit.quant.gptq import fit_scales, gptq, refit
 from optkit.quant.integers import (
     Granularity,
     IntegerGrid,
@@ -98,13 +98,14 @@ def test_equals_optimal_brain_quantization_in_a_fixed_order(
 
 
 @pytest.mark.parametrize("act_order", [True, False])
-def test_equals_the_reference_beyond_one_lazy_batch(act_order: bool) -> None:
+def test_equals_the_reference_beyond_one_lazy_batch(act_order: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optkit.quant.gptq.LAZY", 16)
     rng = np.random.default_rng(3)
-    weight = rng.normal(size=(5, 150)).astype(np.float32)
-    inputs = correlated(rng, 450, 150)
+    weight = rng.normal(size=(5, 52)).astype(np.float32)
+    inputs = correlated(rng, 150, 52)
     hessian = inputs.T @ inputs
-    params = search_qparams(weight, FOUR, PerBlock(1, 32))
-    order = np.argsort(-np.diag(hessian), kind="stable") if act_order else np.arange(150)
+    params = search_qparams(weight, FOUR, PerBlock(1, 20))
+    order = np.argsort(-np.diag(hessian), kind="stable") if act_order else np.arange(52)
     found = gptq(weight, hessian, params, act_order=act_order)
     assert np.array_equal(found, gptq_reference(weight, hessian, params, order, 0.01))
 
@@ -248,3 +249,49 @@ def test_refit_before_gptq_makes_up_for_quantized_inputs() -> None:
 def test_refit_without_damping_is_refused() -> None:
     with pytest.raises(InputError, match=r"damping of 0\.0 holds the weight to nothing"):
         refit(np.ones((1, 2), np.float32), np.eye(2), np.eye(2), damping=0.0)
+
+
+@pytest.mark.parametrize("grid", [FOUR, TWO], ids=["int4", "uint2"])
+@pytest.mark.parametrize("granularity", [PerChannel(0), PerBlock(1, 32), PerBlock(1, 40)])
+def test_fitted_scales_lower_the_error_of_the_same_integers(grid: IntegerGrid, granularity: Granularity) -> None:
+    rng = np.random.default_rng(9)
+    weight = rng.normal(size=(16, 96)).astype(np.float32)
+    inputs, unseen = np.split(correlated(rng, 2000, 96), 2)
+    hessian = inputs.T @ inputs
+    params = search_qparams(weight, grid, granularity)
+    integers = gptq(weight, hessian, params)
+    found = fit_scales(weight, hessian, integers, params)
+    assert (found.scale.dtype, found.scale.shape) == (np.float32, params.scale.shape)
+    assert np.array_equal(np.sign(found.scale), np.sign(params.scale))
+    for sample in (inputs, unseen):
+        assert output_error(sample, weight, integers, found) < 0.99 * output_error(sample, weight, integers, params)
+
+
+def test_enough_sweeps_reach_the_least_squares_scales() -> None:
+    rng = np.random.default_rng(10)
+    weight = rng.normal(size=(3, 24)).astype(np.float32)
+    inputs = correlated(rng, 200, 24)
+    hessian = inputs.T @ inputs
+    params = weight_qparams(weight, FOUR, PerBlock(1, 8))
+    integers = gptq(weight, hessian, params)
+    found = fit_scales(weight, hessian, integers, params, damping=0.0, sweeps=300)
+    for row in range(3):
+        outputs = (inputs * integers[row]).reshape(200, 3, 8).sum(axis=2)  # of every block at scale 1
+        best = np.linalg.lstsq(outputs, inputs @ weight[row], rcond=None)[0]
+        assert np.allclose(found.scale[row], best, rtol=1e-3)
+
+
+def test_scales_of_empty_and_zero_weights_stay() -> None:
+    for weight in (np.zeros((0, 4), np.float32), np.zeros((2, 4), np.float32)):
+        params = weight_qparams(weight, FOUR, PerBlock(1, 2))
+        found = fit_scales(weight, np.eye(4), quantize(weight, params), params)
+        assert np.array_equal(found.scale, params.scale)
+
+
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(1), PerBlock(0, 2)])
+def test_scales_shared_by_rows_are_not_fitted(granularity: Granularity) -> None:
+    weight = np.ones((2, 4), np.float32)
+    params = weight_qparams(weight, FOUR, granularity)
+    with pytest.raises(InputError) as error:
+        fit_scales(weight, np.eye(4), quantize(weight, params), params, name="fc.w")
+    assert str(error.value) == "tensor 'fc.w': its scales are shared by rows and are not fitted row by row"
