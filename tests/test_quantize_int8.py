@@ -1,0 +1,136 @@
+"""The choice between static and dynamic quantization, by measurement on held-out samples."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from optkit.dataset.samples import Samples
+from optkit.errors import InputError
+from optkit.model.loading import load_text
+from optkit.pipeline import Context, Pipeline, Remark
+from optkit.target import IntegerFormat, Target, load_target
+from optkit_passes.quantization.quantize_int8 import QuantizeInt8
+from pass_runs import op_types
+from quantizing import LAYERS, build, inputs_of, random, residual, sqnr, transformer_block
+
+
+def able(name: str = "cortex-a53") -> Target:
+    target = load_target(name)
+    dynamic = IntegerFormat(dtype="uint8", symmetric=False)
+    return target.model_copy(update={"activations": {**target.activations, "dynamic": dynamic}})
+
+
+def quantized(
+    model: ir.Model,
+    samples: list[dict[str, np.ndarray]] | None,
+    target: Target | None = None,
+    **options: object,
+) -> tuple[ir.Model, list[Remark]]:
+    result = model.clone()
+    context = Context(target=target, calibration=None if samples is None else Samples(samples))
+    fresh = inputs_of(model, 2, seed=3)
+    Pipeline([QuantizeInt8.model_validate(options)], strict=True).run(result, context, fresh)
+    return result, context.remarks
+
+
+def spoken(remarks: list[Remark]) -> str:
+    """Return what was said about the model as a whole."""
+    return next(r.message for r in remarks if r.message.startswith(("chose", "quantized")))
+
+
+def with_outliers(model: ir.Model, count: int = 16) -> list[dict[str, np.ndarray]]:
+    samples = inputs_of(model, count)
+    samples[0]["x"] = samples[0]["x"] * 50  # a range that no other sample needs
+    return samples
+
+
+def test_dynamic_wins_where_one_sample_widens_the_ranges() -> None:
+    model = LAYERS["matmul"]()
+    result, remarks = quantized(model, with_outliers(model), able())
+    assert op_types(result)["DynamicQuantizeLinear"] == 1
+    assert spoken(remarks).startswith("chose dynamic")
+    assert "SQNR on 4 held-out samples: static " in spoken(remarks)
+    assert sqnr(model, result) > 36
+    passes = {r.message for r in remarks if r.op_type == "MatMul"}
+    assert len(passes) == 1  # nothing about the forms that lost
+
+
+def test_the_form_of_highest_sqnr_is_the_one_kept() -> None:
+    model = build("(float[1,4,16] x) => (float[1,4,5] y) { s = Tanh (x)  y = MatMul (s, w) }", w=random(16, 5))
+    samples = [{"x": s["x"] * 100} for s in inputs_of(model, 16)]
+    result, remarks = quantized(model, samples, able())
+    chosen, told = spoken(remarks).removeprefix("chose ").split(": SQNR on 4 held-out samples: ")
+    figures = {part.rsplit(" ", 2)[0]: float(part.split()[-2]) for part in told.split(", ")}
+    assert set(figures) == {"static", "dynamic", "dynamic with clipped weights"}
+    assert figures[chosen] == max(figures.values())
+    assert bool(op_types(result)["DynamicQuantizeLinear"]) == (chosen != "static")
+
+
+def test_convolutions_stay_static_beside_dynamic_products() -> None:
+    model = build(
+        "(float[1,3,16] x) => (float[1,8,6] y) { c = Conv <pads=[1,1]> (x, k, b)  r = Relu (c)  "
+        "n = LayerNormalization (r, one)  m = MatMul (n, w)  d = MatMul (r, v)  y = Add (m, d) }",
+        k=random(8, 3, 3),
+        b=random(8),
+        w=random(16, 6),
+        v=random(16, 6, seed=2),
+        one=np.ones(16, np.float32),
+    )
+    result, remarks = quantized(model, with_outliers(model), able())
+    assert "dynamic" in spoken(remarks).split(":")[0]
+    counts = op_types(result)
+    assert counts["DynamicQuantizeLinear"] == 1  # what reads the convolution stays with it
+    assert counts["QuantizeLinear"]
+    assert counts["MatMul"] == 1
+    assert not {"w", "v", "k"} & set(result.graph.initializers)
+    assert not any("by a rule" in r.message for r in remarks)
+    assert not any("optkit.precision" in node.metadata_props for node in result.graph)
+
+
+@pytest.mark.parametrize(
+    ("model", "target", "reason"),
+    [
+        (residual(), able(), "matrix products hold 5 % of the weights and none reads a sequence"),
+        (LAYERS["conv"](), able(), "no matrix product has constant weights"),
+    ],
+)
+def test_static_alone_where_dynamic_is_no_question(model: ir.Model, target: Target, reason: str) -> None:
+    result, remarks = quantized(model, inputs_of(model, 8), target)
+    assert spoken(remarks) == f"quantized statically: {reason}"
+    assert op_types(result)["QuantizeLinear"]
+
+
+def test_a_target_that_lacks_dynamic_ranges_is_quantized_statically() -> None:
+    target = able()
+    target = target.model_copy(update={"activations": {"int8": target.activations["int8"]}})
+    model = transformer_block()
+    result, remarks = quantized(model, inputs_of(model, 8), target)
+    assert spoken(remarks) == "quantized statically: target 'cortex-a53' does not quantize activations at run time"
+    assert not op_types(result)["DynamicQuantizeLinear"]
+
+
+def test_without_calibration_only_dynamic_is_possible() -> None:
+    model = transformer_block()
+    result, remarks = quantized(model, None, able())
+    assert spoken(remarks).startswith("quantized dynamically without calibration data")
+    assert op_types(result)["MatMulInteger"] == 4
+    with pytest.raises(InputError, match="needs calibration data"):
+        quantized(residual(), None, able())
+    with pytest.raises(InputError, match="holds no samples"):
+        quantized(model, [], able())
+
+
+def test_one_sample_serves_both_purposes() -> None:
+    model = transformer_block()
+    _, remarks = quantized(model, inputs_of(model, 1), able("host"))
+    assert "SQNR on 1 calibration sample: static " in spoken(remarks)
+
+
+def test_a_model_without_weights_is_left_alone() -> None:
+    model = load_text('<ir_version: 8, opset_import: ["" : 17]> main (float[2] x) => (float[2] y) { y = Neg (x) }')
+    context = Context(calibration=Samples(inputs_of(model, 2)))
+    QuantizeInt8().run(model, context)
+    assert spoken(context.remarks) == "quantized statically: no matrix product has constant weights"
+    assert op_types(model) == {"Neg": 1}
