@@ -82,6 +82,7 @@ def _add(histogram: Histogram, value: np.ndarray, name: str, index: int, sampled
     if not value.size:
         return
     low, high = require_finite(value, name, index)
+    histogram.size = max(histogram.size, value.size)
     flat = value.ravel()
     step = -(-flat.size // max(sampled, 1)) | 1  # odd: no common factor with the usual widths and channel counts
     histogram.add(flat[index * 7919 % step :: step] if sampled else flat[:0], low, high)

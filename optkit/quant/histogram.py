@@ -26,6 +26,7 @@ class Histogram:
         width: Width of a bin; 0 while all values are 0.
         counts: int64 [BINS]; bin i holds values in [(i - BINS/2) * width, (i + 1 - BINS/2) * width).
         momentum: What a sample's smallest and largest value weigh, against the next sample's; 1: all weigh alike.
+        size: Number of elements of the largest tensor added.
         moving: Sums of the smallest and of the largest value of every sample, so weighted, and of the weights.
     """
 
@@ -36,6 +37,7 @@ class Histogram:
     counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
     momentum: float = 1.0
     moving: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    size: int = 0
 
     @property
     def empty(self) -> bool:

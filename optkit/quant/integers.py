@@ -15,6 +15,7 @@ from optkit.errors import InputError
 
 # Ranges narrower than this quantize to 0: the product of two scales (a bias scale) must stay a normal float32.
 SMALLEST_SCALE = 2.0**-62
+MOST_PAIR = 128  # the largest |q0| + |q1| whose products with 255 do not overflow int16: 255 * 128 <= 32767
 
 
 @dataclass(frozen=True)
@@ -263,9 +264,14 @@ def pair_scale_floor(rows: np.ndarray) -> np.ndarray:
     Returns:
         float64 [channels].
     """
+    return largest_pairs(rows) / (MOST_PAIR - 1.0)
+
+
+def largest_pairs(rows: np.ndarray) -> np.ndarray:
+    r"""Return the largest \|a\| + \|b\| of elements 2j and 2j + 1 in each row of [channels, K], float64 [channels]."""
     size = np.abs(rows.astype(np.float64))
     pairs = np.pad(size, ((0, 0), (0, size.shape[1] % 2))).reshape(len(size), -1, 2).sum(axis=2)
-    return np.asarray(pairs.max(axis=1, initial=0.0) / 127.0)
+    return np.asarray(pairs.max(axis=1, initial=0.0))
 
 
 def with_scale(params: QuantParams, scale: np.ndarray) -> QuantParams:

@@ -82,11 +82,26 @@ class Walk:
                 require_finite(array, value.name or "", index)
         return found
 
-    def advance(self, node: ir.Node | None, keep: Iterable[ir.Value] = ()) -> None:
+    def outputs(self, node: ir.Node) -> list[Any]:
+        """Run everything up to ``node``, itself included, and return its first output for every sample.
+
+        Raises:
+            InputError: The model does not run on a sample, or the output holds NaN or infinity.
+        """
+        self.advance(node, past=True, keep=node.outputs[:1])
+        return self.values(node.outputs[0])
+
+    def add(self, value: ir.Value, term: np.ndarray) -> None:
+        """Add a term to a value that is held, in every sample: what changing the node that was just passed has done."""
+        for held in self._values:
+            held[value.name or ""] = held[value.name or ""] + term
+
+    def advance(self, node: ir.Node | None, *, past: bool = False, keep: Iterable[ir.Value] = ()) -> None:
         """Run every node that stands before ``node`` in the graph, or all of them.
 
         Args:
             node: A node of the main graph that was not passed yet; None for the end of the graph.
+            past: Run the node itself as well.
             keep: Values to hold even if no later node reads them; the model's outputs always are.
 
         Raises:
@@ -96,10 +111,12 @@ class Walk:
         computed = [each for each in self.model.graph if not each.outputs or each.outputs[0] not in fixed]
         ahead: list[ir.Node] = []
         for each in computed:
-            if each is node:
+            if each is node and not past:
                 break
             if each not in self._passed:
                 ahead.append(each)
+            if each is node:
+                break
         self._passed.update(ahead)
         later = (value for each in computed if each not in self._passed for value in reads(each))
         needed = {value.name or "" for value in (*later, *keep, *self.model.graph.outputs)}

@@ -37,11 +37,22 @@ NEWER = (ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT16, ir.DataType.UIN
 
 @dataclass(frozen=True)
 class WrittenLayer:
-    """How a layer's weight was written: elements, bits, scales, and how many of these were widened for the bias."""
+    """How a layer's weight and bias were written.
 
-    elements: int
-    bits: int
-    scales: int
+    Attributes:
+        weight: The float weight, a Gemm's alpha multiplied in.
+        params: Its scale and zero point.
+        integers: The initializer that holds its integers.
+        bias: The bias that the layer reads, dequantized or float; None where it has none.
+        bias_scale: The scale of an integer bias, shape [] or [channels]; None for a float one.
+        widened: How many scales were widened for the bias.
+    """
+
+    weight: np.ndarray
+    params: QuantParams
+    integers: ir.Value
+    bias: ir.Value | None
+    bias_scale: np.ndarray | None
     widened: int
 
 
@@ -132,15 +143,19 @@ class QdqWriter:
             params = with_scale(params, scale)
         if stored in self.shared:
             self._tied[stored] = params
-        node.replace_input_with(index, self._stored(name, weight, params, node, swap=layer.transpose is not None))
+        dequantized = self._stored(name, weight, params, node, swap=layer.transpose is not None)
+        node.replace_input_with(index, dequantized)
+        new_bias = bias_scale = None
         if bias is not None and layer.bias is not None:
             original = node.inputs[layer.bias]
             assert original is not None
             name = original.name or ""
-            scale = np.asarray(input_scale * params.scale, np.float32)
-            new = self._shared(name, bias) if blocks else self._stored_bias(name, bias, scale, node)
-            node.replace_input_with(layer.bias, new)
-        return WrittenLayer(weight.size, grid.bits, params.scale.size, widened)
+            bias_scale = None if blocks else np.asarray(input_scale * params.scale, np.float32)
+            new_bias = (
+                self._shared(name, bias) if bias_scale is None else self._stored_bias(name, bias, bias_scale, node)
+            )
+            node.replace_input_with(layer.bias, new_bias)
+        return WrittenLayer(weight, params, _integers_behind(dequantized), new_bias, bias_scale, widened)
 
     def _format(self, layer: Layer) -> tuple[IntegerGrid, Granularity]:
         """Return the integers of a layer's weight, and what shares a scale.
@@ -287,6 +302,15 @@ class QdqWriter:
         for index, output in enumerate(self.graph.outputs):
             if output is value:
                 self.graph.outputs[index] = new
+
+
+def _integers_behind(dequantized: ir.Value) -> ir.Value:
+    """Return the initializer that a stored constant is dequantized from, through the Transpose of a tied table."""
+    value: ir.Value | None = dequantized
+    while value is not None and (node := value.producer()) is not None:
+        value = node.inputs[0]
+    assert value is not None
+    return value
 
 
 def _scaled_constants(layer: Layer) -> tuple[np.ndarray, np.ndarray | None]:
