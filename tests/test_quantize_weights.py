@@ -65,10 +65,16 @@ def test_every_form_of_a_matrix_product_runs(bits: int, symmetric: bool, form: s
     model = product(header=OPSET25 if bits == 2 else OPSET21)
     before = model.clone()
     quantize(model, bits=bits, symmetric=symmetric, form=form, block_size=block_size, method="rtn")
-    assert op_types(model)[form] == 1
+    assert op_types(model)[form if block_size else "DequantizeLinear"] == 1
     assert "w" not in model.graph.initializers
     assert sqnr(before, model) > ENOUGH_DB[bits]
     assert sqnr(before, model, optimize=True) > min(ENOUGH_DB[bits], 30)
+
+
+def test_an_old_opset_stores_a_row_as_one_block() -> None:
+    model = product(k=80, header='<ir_version: 8, opset_import: ["" : 17]>')
+    quantize(model, block_size=0, method="rtn")
+    assert next(iter(model.graph)).attributes["block_size"].as_int() == 128
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -220,6 +226,48 @@ def test_gptq_beats_rounding_to_nearest(bits: int, build_model: Any) -> None:
     assert found["gptq"] > found["rtn"] + 1
 
 
+NORMED = """(float[3,7,64] x) => (float[3,7,16] y) {{
+  n = {norm}  a = MatMul (n, w)  b = MatMul (n, v)  y = Mul (a, b)
+}}"""
+LAYER_NORM = "LayerNormalization (x, g, z)"
+
+
+def normed(norm: str = LAYER_NORM) -> ir.Model:
+    gain = np.ones(64, np.float32)
+    gain[::16] = 30  # what AWQ is for: a few channels with large inputs
+    given = {"g": gain, "z": random(64), "w": random(64, 16), "v": random(64, 16, seed=5)}
+    return build(NORMED.format(norm=norm), **{k: a for k, a in given.items() if k != "z" or "z" in norm})
+
+
+@pytest.mark.parametrize("norm", [LAYER_NORM, "Mul (x, g)", "Mul (g, x)"])
+def test_awq_folds_input_scales_into_a_gain(norm: str) -> None:
+    before = normed(norm)
+    samples = Samples(list(random_samples(before, 24)))
+    found = {}
+    for method in ("rtn", "awq"):
+        model = before.clone()
+        context = quantize(model, Samples(samples[:16]), method=method)
+        found[method] = compare(run_samples(before, samples[16:]), run_samples(model, samples[16:])).sqnr_db
+    assert next(r.message for r in context.remarks if r.kind == "applied") == (
+        "input scales of 2 products folded into 'g'"
+    )
+    assert found["awq"] > found["rtn"] + 1
+
+
+def test_awq_says_where_scales_cannot_be_folded() -> None:
+    for norm, reason in {
+        "Sin (x)": "no input scales: 'Sin_0' (Sin) has no gain to take them",
+        "Mul (x, x)": "no input scales: 'Mul_0' has no constant gain of one value per channel",
+    }.items():
+        model = build(NORMED.format(norm=norm), w=random(64, 16), v=random(64, 16, seed=5))
+        samples = Samples(list(random_samples(model, 4)))
+        assert missed(quantize(model, samples, method="awq")) == [reason] * 2
+    model = product()
+    assert missed(quantize(model, calibration(model, 4), method="awq")) == [
+        "no input scales: its input is not computed in the main graph"
+    ]
+
+
 def test_few_samples_do_not_mislead_gptq() -> None:
     before = product(k=256)
     samples = Samples([{"x": a} for a in np.random.default_rng(0).standard_normal((12, 3, 7, 256)).astype(np.float32)])
@@ -231,7 +279,7 @@ def test_few_samples_do_not_mislead_gptq() -> None:
     assert found["gptq"] > found["rtn"] - 0.5
 
 
-@pytest.mark.parametrize("method", ["minmax", "rtn", "hqq", "gptq"])
+@pytest.mark.parametrize("method", ["minmax", "rtn", "hqq", "awq", "gptq"])
 def test_methods_say_their_name(method: str) -> None:
     model = product()
     context = quantize(model, calibration(model, 4), method=method)

@@ -84,6 +84,11 @@ class Fitting:
             hessian = _without(hessian, self._uncertain(rows, params, moments))
         return Integers(self._gptq(rows, hessian, params), params)
 
+    def rounded(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows float32 [N, K] as they are after rounding to nearest."""
+        found = self._nearest(rows, None, "")
+        return dequantize(found.values, found.params)
+
     def _compensated(self, rows: np.ndarray, moments: Moments, name: str, *, doubt: bool) -> np.ndarray:
         """Return weights that make up for what earlier layers lost.
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from optkit.errors import InputError
 from optkit.graph import argument, constant, opset
 from optkit.pipeline import LOSSY, Context, Effect, Pass
 from optkit.target import Target
 
+from ._awq import fold_input_scales
 from ._blocks import BlockWriter
 from ._constants import Weights, find_weights
 from ._fitting import Fitting, Method
@@ -26,6 +27,9 @@ SMALLEST_BLOCK = 16  # onnxruntime's operators: a power of two, 16 at least
 # The first opset whose DequantizeLinear takes integers of so many bits with one scale per block.
 BLOCK_OPSET = {2: 25, 4: 21, 8: 21}
 CHANNEL_OPSET = {2: 25, 4: 21, 8: 13}
+
+# Recipes and command lines may give numbers as text.
+Number = BeforeValidator(lambda given: int(given) if isinstance(given, str) and given.isdecimal() else given)
 
 
 class QuantizeWeights(Pass):
@@ -51,16 +55,16 @@ class QuantizeWeights(Pass):
 
     effect: ClassVar[Effect] = LOSSY
 
-    bits: Literal[2, 4, 8] = 4
+    bits: Annotated[Literal[2, 4, 8], Number] = 4
     block_size: int = Field(default=32, ge=0)
     symmetric: bool | Literal["auto"] = "auto"
-    method: Literal["auto"] | Method = "auto"
-    embeddings: Literal[0, 2, 4, 8] = 8
+    method: Literal["auto", "awq"] | Method = "auto"
+    embeddings: Annotated[Literal[0, 2, 4, 8], Number] = 8
     act_order: bool = True
     damping: float = Field(default=0.01, gt=0, lt=1)
     compensation: float = Field(default=0.1, ge=0)
     form: Literal["auto", "MatMulNBits", "DequantizeLinear"] = "auto"
-    accuracy_level: Literal[0, 1, 2, 3, 4] | None = None
+    accuracy_level: Annotated[int, Field(ge=0, le=4)] | None = None
     min_elements: int = Field(default=1024, ge=0)
 
     def run(self, model: ir.Model, context: Context) -> None:
@@ -84,7 +88,7 @@ class _Run:
         self.opset = opset(model)
         self.method: Method = "gptq" if context.calibration is not None else "rtn"
         if options.method != "auto":
-            self.method = options.method
+            self.method = "rtn" if options.method == "awq" else options.method
         level = options.accuracy_level
         self.writer = BlockWriter(model, _accuracy_level(context.target, options.bits) if level is None else level)
 
@@ -105,15 +109,18 @@ class _Run:
         samples = self.context.calibration
         if self.options.method == "auto" and samples is None:
             self.context.missed("calibration", "none was given: weights are rounded to nearest, not fitted by gptq")
-        if self.method == "gptq" and samples is not None and len(samples) == 1:
+        if (self.method == "gptq" or self.options.method == "awq") and samples is not None and len(samples) == 1:
             self.context.missed("calibration", "one sample only: weights fitted to it may suit no other")
+        if self.options.method == "awq":
+            quantizers = {w: self._fitting(w, plan, "minmax").rounded for w, plan in plans.items()}
+            fold_input_scales(self.model, self.context, quantizers)
         name = f"method '{self.method}'" if self.method == "gptq" else ""
         observer = Observer(self.model, self.context, list(plans), name)
         for weights, plan in self.context.track(plans.items(), "Quantizing weights", len(plans)):
             self._quantize(weights, plan, observer)
 
     def _quantize(self, weights: Weights, plan: Plan, observer: Observer) -> None:
-        options, node, method = self.options, weights.uses[0].node, self.method
+        node, method = weights.uses[0].node, self.method
         moments = observer.moments(weights)
         if method == "gptq" and moments is None:
             method = "rtn"
@@ -121,7 +128,24 @@ class _Run:
         whole = weights.is_convolution and not plan.block_size
         rows = weights.array.reshape(len(weights.array), -1).astype(np.float32) if whole else weights.rows()
         rows = rows * np.float32(weights.gain) if weights.gain != 1.0 else rows
-        fitting = Fitting(
+        integers = self._fitting(weights, plan, method).fit(rows, moments, weights.name)
+        scope = f"blocks of {plan.block_size}" if plan.block_size else "one scale per channel"
+        name = "awq" if self.options.method == "awq" else method
+        zero = "" if integers.zero_point is None else " and zero points"
+        what = f"{rows.size} weights in {plan.bits} bits, {scope}{zero}, by {name}, as {plan.form}"
+        if plan.form == STANDARD:
+            self.writer.dequantized(weights, integers, plan.block_size)
+            self.context.applied(node, what)
+        else:
+            names = [use.node.name or "" for use in weights.uses]
+            for origin, new in zip(names, self.writer.packed(weights, integers, plan.block_size), strict=True):
+                self.context.applied(new, what if origin == names[0] else f"reads the integers stored for '{names[0]}'")
+        if plan.why:
+            self.context.missed(node, plan.why)
+
+    def _fitting(self, weights: Weights, plan: Plan, method: Method) -> Fitting:
+        options = self.options
+        return Fitting(
             method=method,
             bits=plan.bits,
             block_size=plan.block_size,
@@ -132,19 +156,6 @@ class _Run:
             damping=options.damping,
             compensation=options.compensation,
         )
-        integers = fitting.fit(rows, moments, weights.name)
-        scope = f"blocks of {plan.block_size}" if plan.block_size else "one scale per channel"
-        zero = "" if integers.zero_point is None else " and zero points"
-        what = f"{rows.size} weights in {plan.bits} bits, {scope}{zero}, by {method}, as {plan.form}"
-        if plan.form == STANDARD:
-            self.writer.dequantized(weights, integers, plan.block_size)
-            self.context.applied(node, what)
-        else:
-            names = [use.node.name or "" for use in weights.uses]
-            for name, new in zip(names, self.writer.packed(weights, integers, plan.block_size), strict=True):
-                self.context.applied(new, what if name == names[0] else f"reads the integers stored for '{names[0]}'")
-        if plan.why:
-            self.context.missed(node, plan.why)
 
     def _plan(self, weights: Weights) -> Plan | str:
         """Return the form of a constant, or why it stays in float."""
@@ -184,6 +195,8 @@ class _Run:
             if reason := _why_not_packed(use.node):
                 return reason
         alone = len(tables) == len(weights.uses)
+        if not block and not alone and STANDARD in forms and self.opset >= CHANNEL_OPSET[bits]:
+            return "one scale per channel: a block operator would fill up each row to a power of two"
         if alone and weights.length % (8 // bits):
             return f"its rows of {weights.length} do not fill bytes at {bits} bits"
         if not block or (alone and bits == 8):  # 8 bits have range to spare: one scale for the whole row of a table
