@@ -11,42 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optkit.dataset.samples import Samples, random_samples
-from optkit.errors import InputError
 from optkit.evaluate.fidelity import compare
 from optkit.model.loading import storable, weight_bytes
-from optkit.pipeline import Context, Pipeline
+from optkit.pipeline import Context
 from optkit.quant.packing import unpack
 from optkit.recipe import PRECISION_KEY
 from optkit.session import Session, run_samples
 from optkit_passes.quantization.quantize_weights import QuantizeWeights
 from pass_runs import node, op_types
-from quantizing import build, random, transformer_block
+from quantizing import build, random
+from weight_runs import OPSET21, OPSET25, missed, product, quantize
 
-OPSET21 = '<ir_version: 10, opset_import: ["" : 21]>'
-OPSET25 = '<ir_version: 11, opset_import: ["" : 25]>'
 ENOUGH_DB = {8: 38.0, 4: 15.0, 2: 2.0}
-
-
-def quantize(model: ir.Model, calibration: Samples | None = None, **options: Any) -> Context:
-    """Run the pass strictly, checked on random samples, small constants too."""
-    context = Context(calibration=calibration)
-    options = {"min_elements": 0, **options}
-    samples = list(random_samples(model, 2))
-    assert not Pipeline([QuantizeWeights(**options)], strict=True).run(model, context, samples).unverified
-    return context
-
-
-def missed(context: Context) -> list[str]:
-    return [remark.message for remark in context.remarks if remark.kind == "missed"]
 
 
 def sqnr(before: ir.Model, after: ir.Model, *, optimize: bool = False) -> float:
     samples = list(random_samples(before, 4))
     return compare(run_samples(before, samples), run_samples(after, samples, optimize=optimize)).sqnr_db
-
-
-def product(k: int = 80, n: int = 24, header: str = OPSET21) -> ir.Model:
-    return build(f"(float[3,7,{k}] x) => (float[3,7,{n}] y) {{ y = MatMul (x, w) }}", header, w=random(k, n))
 
 
 def tied(dim: int) -> ir.Model:
@@ -127,13 +108,14 @@ def test_a_tied_table_is_dequantized_once_where_blocks_have_no_operator() -> Non
         ("Gemm (x, w)", {"w": (48, 8)}),
     ],
 )
-def test_gemm_keeps_its_scaling_and_bias(text: str, constants: dict[str, tuple[int, ...]]) -> None:
+@pytest.mark.parametrize("form", ["MatMulNBits", "DequantizeLinear"])
+def test_gemm_keeps_its_scaling_and_bias(text: str, constants: dict[str, tuple[int, ...]], form: str) -> None:
     model = build(
         f"(float[6,48] x) => (float[6,8] y) {{ y = {text} }}", **{k: random(*s) for k, s in constants.items()}
     )
     before = model.clone()
-    quantize(model, bits=8, method="rtn")
-    assert op_types(model)["MatMulNBits"] == 1
+    quantize(model, bits=8, method="rtn", form=form)
+    assert op_types(model)[form] == 1
     assert sqnr(before, model) > 38
 
 
@@ -200,121 +182,6 @@ def test_bodies_are_rounded_to_nearest() -> None:
     ]
     assert op_types(model)["MatMulNBits"] == 2
     assert sqnr(before, model) > 38
-
-
-def calibration(model: ir.Model, count: int = 64) -> Samples:
-    """Inputs that vary along a few directions, as real ones do."""
-    generator = np.random.default_rng(0)
-    value = model.graph.inputs[0]
-    shape = [int(dim) for dim in value.shape or ()]
-    basis = generator.standard_normal((max(shape[-1] // 8, 1), shape[-1]))
-    rows = [generator.standard_normal((*shape[:-1], len(basis))) @ basis for _ in range(count)]
-    noise = [0.1 * generator.standard_normal(shape) for _ in range(count)]
-    return Samples([{value.name or "": (a + b).astype(np.float32)} for a, b in zip(rows, noise, strict=True)])
-
-
-@pytest.mark.parametrize("bits", [2, 4])
-@pytest.mark.parametrize("build_model", [product, transformer_block])
-def test_gptq_beats_rounding_to_nearest(bits: int, build_model: Any) -> None:
-    before = build_model()
-    samples = calibration(before, 96)
-    found = {}
-    for method in ("rtn", "gptq"):
-        model = before.clone()
-        quantize(model, Samples(samples[:64]), bits=bits, method=method, block_size=16)
-        found[method] = compare(run_samples(before, samples[64:]), run_samples(model, samples[64:])).sqnr_db
-    assert found["gptq"] > found["rtn"] + 1
-
-
-NORMED = """(float[3,7,64] x) => (float[3,7,16] y) {{
-  n = {norm}  a = MatMul (n, w)  b = MatMul (n, v)  y = Mul (a, b)
-}}"""
-LAYER_NORM = "LayerNormalization (x, g, z)"
-
-
-def normed(norm: str = LAYER_NORM) -> ir.Model:
-    gain = np.ones(64, np.float32)
-    gain[::16] = 30  # what AWQ is for: a few channels with large inputs
-    given = {"g": gain, "z": random(64), "w": random(64, 16), "v": random(64, 16, seed=5)}
-    return build(NORMED.format(norm=norm), **{k: a for k, a in given.items() if k != "z" or "z" in norm})
-
-
-@pytest.mark.parametrize("norm", [LAYER_NORM, "Mul (x, g)", "Mul (g, x)"])
-def test_awq_folds_input_scales_into_a_gain(norm: str) -> None:
-    before = normed(norm)
-    samples = Samples(list(random_samples(before, 24)))
-    found = {}
-    for method in ("rtn", "awq"):
-        model = before.clone()
-        context = quantize(model, Samples(samples[:16]), method=method)
-        found[method] = compare(run_samples(before, samples[16:]), run_samples(model, samples[16:])).sqnr_db
-    assert next(r.message for r in context.remarks if r.kind == "applied") == (
-        "input scales of 2 products folded into 'g'"
-    )
-    assert found["awq"] > found["rtn"] + 1
-
-
-def test_awq_says_where_scales_cannot_be_folded() -> None:
-    for norm, reason in {
-        "Sin (x)": "no input scales: 'Sin_0' (Sin) has no gain to take them",
-        "Mul (x, x)": "no input scales: 'Mul_0' has no constant gain of one value per channel",
-    }.items():
-        model = build(NORMED.format(norm=norm), w=random(64, 16), v=random(64, 16, seed=5))
-        samples = Samples(list(random_samples(model, 4)))
-        assert missed(quantize(model, samples, method="awq")) == [reason] * 2
-    model = product()
-    assert missed(quantize(model, calibration(model, 4), method="awq")) == [
-        "no input scales: its input is not computed in the main graph"
-    ]
-
-
-def test_few_samples_do_not_mislead_gptq() -> None:
-    before = product(k=256)
-    samples = Samples([{"x": a} for a in np.random.default_rng(0).standard_normal((12, 3, 7, 256)).astype(np.float32)])
-    found = {}
-    for method in ("rtn", "gptq"):
-        model = before.clone()
-        quantize(model, Samples(samples[:4]), method=method)
-        found[method] = compare(run_samples(before, samples[4:]), run_samples(model, samples[4:])).sqnr_db
-    assert found["gptq"] > found["rtn"] - 0.5
-
-
-@pytest.mark.parametrize("method", ["minmax", "rtn", "hqq", "awq", "gptq"])
-def test_methods_say_their_name(method: str) -> None:
-    model = product()
-    context = quantize(model, calibration(model, 4), method=method)
-    assert [r.message for r in context.remarks if r.kind == "applied"] == [
-        f"1920 weights in 4 bits, blocks of 32 and zero points, by {method}, as MatMulNBits"
-    ]
-
-
-def test_without_calibration_the_default_says_what_it_does() -> None:
-    assert missed(quantize(product())) == ["none was given: weights are rounded to nearest, not fitted by gptq"]
-
-
-def test_one_sample_is_said_to_be_few() -> None:
-    model = product()
-    assert missed(quantize(model, calibration(model, 1))) == ["one sample only: weights fitted to it may suit no other"]
-
-
-@pytest.mark.parametrize(
-    ("samples", "sentence"),
-    [
-        (None, "method 'gptq' needs calibration data and none was given"),
-        ([], "method 'gptq' needs calibration data and the data given holds no samples"),
-        ([{"x": np.full((3, 7, 80), np.nan, np.float32)}], "tensor 'x' has NaN values"),
-        ([{"z": np.zeros(3, np.float32)}], "it has no array for input 'x'"),
-        ([{"x": np.zeros((3, 7, 81), np.float32)}] * 2, "does not run|not the shape|inputs|dimension|Got"),
-    ],
-)
-def test_bad_calibration_is_a_sentence(samples: list[dict[str, np.ndarray]] | None, sentence: str) -> None:
-    model = build(
-        "(float[3,7,80] x) => (float[3,7,24] y) { s = Sin (x)  p = MatMul (x, w)  q = MatMul (s, w)  y = Add (p, q) }",
-        w=random(80, 24),
-    )
-    context = Context(calibration=None if samples is None else Samples(samples))
-    with pytest.raises(InputError, match=sentence):
-        QuantizeWeights(method="gptq").run(model, context)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def fold_input_scales(model: ir.Model, context: Context, quantizers: Mapping[Wei
             shape = [1] * weights.array.ndim
             shape[weights.axis] = -1
             _multiply(weights.value, scales.reshape(shape))
-        where = gains[0].uses()[0].node
+        where = next(iter(gains[0].uses())).node
         context.applied(where, f"input scales of {len(readers)} products folded into '{gains[0].name}'")
 
 

@@ -50,10 +50,10 @@ class Observer:
     def __init__(self, model: ir.Model, context: Context, order: list[Weights], name: str) -> None:
         self.main = model.graph
         self._walks: tuple[Walk, Walk] | None = None
-        self._twins: dict[str | None, ir.Node] = {}
+        self._twins: dict[ir.Node, ir.Node] = {}
         if name:
             original = model.clone()
-            self._twins = {node.name: node for node in original.graph}
+            self._twins = dict(zip(model.graph, original.graph, strict=True))
             self._walks = Walk(original, context.calibration, name=name), Walk(model, context.calibration, name=name)
         self._held: dict[ir.Value, Moments | None] = {}
         self._left: dict[ir.Value, int] = {}
@@ -88,7 +88,7 @@ class Observer:
 
     def _gather(self, walks: tuple[Walk, Walk], node: ir.Node, value: ir.Value) -> Moments | None:
         original, quantized = walks
-        twin = self._twins[node.name]
+        twin = self._twins[node]
         original.advance(twin)
         quantized.advance(node)
         axis = _summed_axis(node)
