@@ -132,7 +132,7 @@ def test_rules_keep_nodes_in_float(cli: Cli, tmp_path: Path) -> None:
     ops = done.json["compiled"]["ops"]
     assert ops["Gemm"] == 1
     reasons = [
-        g["message"] for g in done.json["remarks"] if g["pass_name"] == "quantize-static" and g["kind"] == "missed"
+        g["message"] for g in done.json["remarks"] if g["pass_name"] == "quantize-int8" and g["kind"] == "missed"
     ]
     assert any("rule" in reason for reason in reasons)
 
@@ -148,9 +148,9 @@ SENTENCES = [
     (("compile", MODEL, "-t", "host", "--max-drop", "1%"), 2, "--max-drop needs labelled data; pass --eval DATA"),
     (("compile", MODEL, "-t", "host", "--set", "nonsense"), 2, "--set takes PASS.OPTION=VALUE, not 'nonsense'"),
     (
-        ("compile", MODEL, "-t", "host", "--set", "quantize-static.nope=1"),
+        ("compile", MODEL, "-t", "host", "--set", "quantize-int8.nope=1"),
         2,
-        "pass 'quantize-static': no option 'nope'",
+        "pass 'quantize-int8': no option 'nope'",
     ),
     (("compile", MODEL, "-t", "host", "--set", "no-pass.x=1"), 2, "'no-pass.x' concerns no pass of this pipeline"),
     (("compile", MODEL, "-t", "host", "--recipe", "none.toml"), 2, "none.toml: not a readable recipe"),

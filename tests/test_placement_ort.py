@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import onnx_ir as ir
 import pytest
 
 from optkit.model.loading import load_text
 from optkit.package.contract import Placement
 from optkit.session import CannotRunError
-from optkit.target import Target
+from optkit.target import Target, load_target
 from optkit_targets.ort import constraints
 from optkit_targets.ort.packager import OrtPackager
 from ort_models import FLOAT, qdq, with_weights
+from quantizing import build, random
 
 
 def placed(model: ir.Model, target: Target) -> dict[str, Placement]:
@@ -137,3 +141,22 @@ def test_every_constraint_has_a_sentence() -> None:
         assert text.endswith(".")
         assert " must " in text
         assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("level", "isa", "precision"),
+    [(4, "asimddp", "int8"), (4, "neon", "float32"), (0, "asimddp", "float32")],
+)
+def test_packed_blocks_are_multiplied_in_int8_where_level_and_isa_say_so(
+    tmp_path: Path, level: int, isa: str, precision: str
+) -> None:
+    (tmp_path / "board.toml").write_text(f'inherits = "cortex-a53"\nisa = ["{isa}"]\n')
+    nbits = f"K = 32, N = 4, bits = 4, block_size = 32, accuracy_level = {level}"
+    model = build(
+        f"(float[2,32] x) => (y) {{ y = com.microsoft.MatMulNBits<{nbits}>(x, w, s) }}",
+        '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>',
+        w=np.ones((4, 1, 16), np.uint8),
+        s=random(4, 1),
+    )
+    (found,) = placed(model, load_target(str(tmp_path / "board.toml"))).values()
+    assert (found.op_type, found.precision, found.reason) == ("MatMulNBits", precision, "the kernel MatMulNBits")

@@ -133,7 +133,19 @@ def test_without_a_device_only_the_simulation_is_known() -> None:
     assert compare_deployed(runs, identity, identity, samples).difference_db is None
 
 
-PRECISIONS = ["fp16", "bf16", "w4a8", "w8a16-lut", "w6a16-lut", "w4a16-lut", "w4a16-lut-b8", "w3a16-lut", "w2a16-lut-c"]
+PRECISIONS = [
+    "fp16",
+    "bf16",
+    "w8a16",
+    "w4a16",
+    "w4a8",
+    "w8a16-lut",
+    "w6a16-lut",
+    "w4a16-lut",
+    "w4a16-lut-b8",
+    "w3a16-lut",
+    "w2a16-lut-c",
+]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

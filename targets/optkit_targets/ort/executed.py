@@ -21,6 +21,7 @@ INTEGER_OPS = frozenset(
         "QEmbedLayerNormalization",
     }
 )
+INT8_LEVEL = 4  # of MatMulNBits
 NAMES = {"FLOAT": "float32", "FLOAT16": "float16", "DOUBLE": "float64", "UINT8": "int8", "UINT16": "int16"}
 
 
@@ -31,8 +32,13 @@ class Executed:
     A node belongs to the kernel that lies behind it: going back from a kernel's outputs to its inputs through tensors
     that the executed graph no longer has passes exactly the nodes that the kernel replaces. Names of tensors that both
     graphs have are what ties them together.
+
+    Attributes:
+        int8_blocks: Whether MatMulNBits rounds activations to int8 where its accuracy level allows it; kernels for ISAs
+            without dot products of bytes never do.
     """
 
+    int8_blocks: bool = False
     _kernels: dict[ir.Node, ir.Node] = field(default_factory=dict)
     _constants: set[str | None] = field(default_factory=set)
     _types: dict[str | None, ir.DataType | None] = field(default_factory=dict)
@@ -56,6 +62,8 @@ class Executed:
         """Return the arithmetic of a kernel: ``int8`` for integer kernels, else the type of what it reads."""
         if kernel.op_type.startswith("QLinear") or kernel.op_type in INTEGER_OPS:
             return "int8"
+        if kernel.op_type == "MatMulNBits" and kernel.attributes.get_int("accuracy_level", 0) == INT8_LEVEL:
+            return "int8" if self.int8_blocks else "float32"
         known = _first(self._types.get(value.name) for value in (*kernel.inputs, *kernel.outputs) if value is not None)
         return "-" if known is None else NAMES.get(known.name, known.name.lower())
 

@@ -13,7 +13,7 @@ from optkit.package.contract import Placement
 from optkit.session import CannotRunError, session_options
 from optkit.target import Target
 from optkit_targets.ort.constraints import CONSTRAINTS, constraint_kernel, violation
-from optkit_targets.ort.executed import CONVERSIONS, Executed
+from optkit_targets.ort.executed import CONVERSIONS, INT8_LEVEL, Executed
 
 DEVICE = "cpu"
 X86 = frozenset({"x86_64", "AMD64"})
@@ -61,6 +61,7 @@ def place(model: ir.Model, target: Target) -> list[Placement]:
         executed, refusal = Executed.of(model, optimized(model, target)), None
     except CannotRunError as error:
         executed, refusal = Executed(), error
+    executed.int8_blocks = any(taken.accuracy_level == INT8_LEVEL for taken in target.weights.values())
     # a model that loads has all its kernels
     asked = CONSTRAINTS if refusal else [c for c in CONSTRAINTS if c is not constraint_kernel]
     placements = [_place(node, executed, violation(node, model, target, asked)) for node in model.graph.all_nodes()]
