@@ -71,15 +71,14 @@ def test_the_form_of_highest_sqnr_is_the_one_kept() -> None:
 def test_convolutions_stay_static_beside_dynamic_products() -> None:
     model = build(
         "(float[1,3,16] x) => (float[1,8,6] y) { c = Conv <pads=[1,1]> (x, k, b)  r = Relu (c)  "
-        "n = LayerNormalization (r, one)  m = MatMul (n, w)  d = MatMul (r, v)  y = Add (m, d) }",
+        "n = Abs (r)  m = MatMul (n, w)  d = MatMul (r, v)  y = Add (m, d) }",
         k=random(8, 3, 3),
         b=random(8),
         w=random(16, 6),
         v=random(16, 6, seed=2),
-        one=np.ones(16, np.float32),
     )
-    result, remarks = quantized(model, with_outliers(model), able())
-    assert "dynamic" in spoken(remarks).split(":")[0]
+    result, remarks = quantized(model, inputs_of(model, 8), able(), form="dynamic")
+    assert spoken(remarks) == "quantized dynamically: as asked for"
     counts = op_types(result)
     assert counts["DynamicQuantizeLinear"] == 1  # what reads the convolution stays with it
     assert counts["QuantizeLinear"]
@@ -100,6 +99,13 @@ def test_static_alone_where_dynamic_is_no_question(model: ir.Model, target: Targ
     result, remarks = quantized(model, inputs_of(model, 8), target)
     assert spoken(remarks) == f"quantized statically: {reason}"
     assert op_types(result)["QuantizeLinear"]
+
+
+def test_a_form_may_be_asked_for() -> None:
+    model = transformer_block()
+    result, remarks = quantized(model, inputs_of(model, 8), able(), form="static")
+    assert spoken(remarks) == "quantized statically: as asked for"
+    assert not op_types(result)["DynamicQuantizeLinear"]
 
 
 def test_a_target_that_lacks_dynamic_ranges_is_quantized_statically() -> None:

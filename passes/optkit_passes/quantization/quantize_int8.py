@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -38,29 +38,36 @@ class QuantizeInt8(Pass):
     kernels, else in float as written.
 
     Attributes:
+        form: ``measured``, or one of the two without a measurement.
         embeddings: Whether tables that Gather picks rows of are stored in 8 bits.
         held_out: The most samples to measure on; at most a quarter of the calibration data is held out.
     """
 
     effect: ClassVar[Effect] = LOSSY
 
+    form: Literal["measured", "static", "dynamic"] = "measured"
     embeddings: bool = True
     held_out: int = Field(default=16, ge=1)
 
     def run(self, model: ir.Model, context: Context) -> None:
         """Quantize the model in place, in the better form."""
         static = QuantizeStatic(embeddings=self.embeddings)
-        reason = _why_static(model, context.target)
+        where = model.graph.name or "model"
+        reason = "as asked for" if self.form == "static" else _why_static(model, context.target)
         if reason:
-            context.missed(model.graph.name or "model", f"quantized statically: {reason}")
+            context.missed(where, f"quantized statically: {reason}")
             static.run(model, context)
             return
+        exact, clipped = (QuantizeDynamic(embeddings=self.embeddings, clip=clip) for clip in (False, True))
         if context.calibration is None:
             what = "without calibration data, so that nothing could be measured or quantized statically"
-            context.missed(model.graph.name or "model", f"quantized dynamically {what}")
-            QuantizeDynamic(embeddings=self.embeddings).run(model, context)
+            context.missed(where, f"quantized dynamically {what}")
+            exact.run(model, context)
             return
-        exact, clipped = (QuantizeDynamic(embeddings=self.embeddings, clip=clip) for clip in (False, True))
+        if self.form == "dynamic":
+            context.missed(where, "quantized dynamically: as asked for")
+            _Mixed(static, exact).run(model, context)
+            return
         forms = [
             _Form("static", static.run),
             _Form("dynamic", _Mixed(static, exact).run),
@@ -73,7 +80,7 @@ class QuantizeInt8(Pass):
         forms[best].run(model, _inner(context, fitted, context.remarks))
         kind = "calibration" if held is fitted else "held-out"
         what = f"chose {forms[best].name}: SQNR on {len(held)} {kind} sample{'s' * (len(held) > 1)}: {told}"
-        context.applied(model.graph.name or "model", what)
+        context.applied(where, what)
 
     def _split(self, samples: Samples) -> tuple[Samples, Samples]:
         """Return samples to fit ranges to, and samples to measure on; the same ones where there are too few."""
