@@ -122,10 +122,10 @@ def _summed_axis(node: ir.Node) -> int:
 def _turns(
     originals: list[np.ndarray], quantized: list[np.ndarray], axis: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield pairs of inputs, float64 [rows, K], numbered; one sample's rows take turns."""
+    """Yield pairs of inputs, float32 [rows, K], numbered; one sample's rows take turns."""
     alone = len(quantized) == 1
     for index, pair in enumerate(zip(originals, quantized, strict=True)):
-        x, y = (np.moveaxis(np.asarray(array, np.float64), axis, -1).reshape(-1, array.shape[axis]) for array in pair)
+        x, y = (np.moveaxis(np.asarray(array, np.float32), axis, -1).reshape(-1, array.shape[axis]) for array in pair)
         if alone:
             yield from ((turn, x[turn::2], y[turn::2]) for turn in (0, 1) if len(y[turn::2]))
         elif len(y):
