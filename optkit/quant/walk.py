@@ -46,9 +46,10 @@ class Walk:
     ) -> None:
         self.model = model
         self.optimize = optimize
-        fed = [value.name or "" for value in graph_inputs(model)]
-        self._values = [_fed(sample, fed, index) for index, sample in enumerate(require_samples(samples, name))]
+        self._values = _fed(model, require_samples(samples, name))
+        self._held = {value.name or "": value for value in model.graph.inputs if value.name in self._values[0]}
         self._passed: set[ir.Node] = set()
+        self._fixed: set[ir.Node] = set()  # nodes seen that depend on constants only
 
     @property
     def count(self) -> int:
@@ -72,9 +73,10 @@ class Walk:
         """
         if value is None:
             return [None] * self.count
-        if is_constant(value) and value.const_value is not None:
+        if value.name not in self._held and value.const_value is not None:
             return [value.const_value.numpy()] * self.count
-        if value in _fixed(self.model.graph):
+        producer = value.producer()
+        if producer is not None and producer not in self._passed:
             return list(Session(_piece(self.model, [], [value])).run({}).values()) * self.count
         found = [held[value.name or ""] for held in self._values]
         for index, array in enumerate(found):
@@ -107,33 +109,58 @@ class Walk:
         Raises:
             InputError: The model does not run on a sample.
         """
-        fixed = _fixed(self.model.graph)
-        computed = [each for each in self.model.graph if not each.outputs or each.outputs[0] not in fixed]
         ahead: list[ir.Node] = []
-        for each in computed:
+        computed: set[ir.Value] = set()
+        for each in self.model.graph:
             if each is node and not past:
                 break
-            if each not in self._passed:
-                ahead.append(each)
+            if each not in self._passed and each not in self._fixed:
+                if self._is_fixed(each):
+                    self._fixed.add(each)
+                else:
+                    ahead.append(each)
+                    computed.update(each.outputs)
             if each is node:
                 break
         self._passed.update(ahead)
-        later = (value for each in computed if each not in self._passed for value in reads(each))
-        needed = {value.name or "" for value in (*later, *keep, *self.model.graph.outputs)}
+        candidates = dict.fromkeys((*self._held.values(), *(value for each in ahead for value in each.outputs)))
+        needed = self._needed([value for value in candidates if value.name], frozenset(keep))
         if ahead:
-            self._run(ahead, needed)
+            self._run(ahead, [value for value in needed if value in computed])
+        self._held = {value.name or "": value for value in needed}
         for held in self._values:
-            for name in [name for name in held if name not in needed]:
+            for name in held.keys() - self._held.keys():
                 del held[name]
 
-    def _run(self, nodes: list[ir.Node], needed: set[str]) -> None:
-        computed = {value.name: value for node in nodes for value in node.outputs if value.name}
-        outputs = [value for name, value in computed.items() if name in needed]
+    def _is_fixed(self, node: ir.Node) -> bool:
+        """Whether a node depends on constants only; those before it were seen."""
+        return bool(node.inputs) and all(
+            value is None or is_constant(value) or value.producer() in self._fixed for value in reads(node)
+        )
+
+    def _needed(self, values: Sequence[ir.Value], keep: frozenset[ir.Value]) -> list[ir.Value]:
+        """Return the values that nodes not passed yet read, and those to keep in any case."""
+        in_bodies: set[ir.Value] | None = None
+        found = []
+        for value in values:
+            readers = [use.node for use in value.uses() if use.node not in self._passed and use.node.graph is not None]
+            needed = value in keep or value.is_graph_output()
+            if not needed and any(reader.graph is self.model.graph for reader in readers):
+                needed = True
+            elif not needed and readers:  # a node does not know the node whose body it stands in
+                if in_bodies is None:
+                    later = (node for node in self.model.graph if node not in self._passed and bodies(node))
+                    in_bodies = {value for node in later for value in reads(node)}
+                needed = value in in_bodies
+            if needed:
+                found.append(value)
+        return found
+
+    def _run(self, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> None:
         if not outputs:
             return
-        read = {value.name: value for node in nodes for value in reads(node)}
-        inputs = [value for name, value in read.items() if name in self._values[0] and name not in computed]
-        piece = _piece(self.model, inputs, outputs)
+        read = dict.fromkeys(value for node in nodes for value in reads(node))
+        piece = _piece(self.model, [value for value in read if self._held.get(value.name or "") is value], outputs)
         for value in piece.graph.inputs:
             held = self._values[0][value.name or ""]
             if value.type is None and isinstance(held, np.ndarray):
@@ -154,15 +181,6 @@ def reads(node: ir.Node) -> dict[ir.Value, None]:
         for inner in body.all_nodes():
             found |= dict.fromkeys(value for value in inner.inputs if value is not None)
         found |= dict.fromkeys(body.outputs)
-    return found
-
-
-def _fixed(graph: ir.Graph) -> set[ir.Value]:
-    """Return the values that depend on constants only."""
-    found: set[ir.Value] = set()
-    for node in graph:
-        if node.inputs and all(value is None or is_constant(value) or value in found for value in reads(node)):
-            found.update(node.outputs)
     return found
 
 
@@ -199,16 +217,44 @@ def require_finite(array: np.ndarray, name: str, index: int) -> tuple[float, flo
     return low, high
 
 
-def _fed(sample: Mapping[str, np.ndarray], names: list[str], index: int) -> dict[str, Any]:
-    for name in names:
-        if name not in sample:
-            raise InputError(f"it has no array for input '{name}'", where=f"calibration sample {index}")
-    return dict(sample)
+def _fed(model: ir.Model, samples: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, Any]]:
+    """Return what every sample says of the model's inputs; a default where another sample overrides it."""
+    required = {value.name or "" for value in graph_inputs(model)}
+    given: dict[str, ir.Value] = {}
+    for index, sample in enumerate(samples):
+        missing = sorted(required - sample.keys())
+        if missing:
+            raise InputError(f"it has no array for input '{missing[0]}'", where=f"calibration sample {index}")
+        given |= {value.name or "": value for value in model.graph.inputs if value.name in sample}
+    defaults = {name: value.const_value.numpy() for name, value in given.items() if value.const_value is not None}
+    return [defaults | {name: array for name, array in sample.items() if name in given} for sample in samples]
 
 
-def _piece(model: ir.Model, inputs: list[ir.Value], outputs: list[ir.Value]) -> ir.Model:
+def _piece(model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
     """Return a model, sharing its tensors, that computes ``outputs`` from ``inputs``."""
-    graph = ir.convenience.extract(model.graph, inputs, outputs)
-    graph.opset_imports.update(model.graph.opset_imports)
+    nodes: dict[ir.Node, None] = {}
+    initializers: dict[ir.Value, None] = {}
+    seen: set[ir.Value | ir.Node] = set(inputs)
+    stack: list[ir.Value | ir.Node] = list(outputs)
+    while stack:
+        item = stack.pop()
+        if isinstance(item, ir.Node):  # everything that it reads is there
+            nodes[item] = None
+        elif item not in seen and item.graph is model.graph:  # not a value of a body
+            seen.add(item)
+            producer = item.producer()
+            if item.is_initializer():
+                initializers[item] = None
+            elif producer is not None and producer not in seen:
+                seen.add(producer)
+                stack += [producer, *reads(producer)]
+    graph = ir.GraphView(
+        inputs,
+        outputs,
+        nodes=list(nodes),
+        initializers=list(initializers),
+        opset_imports=model.graph.opset_imports,
+        name=model.graph.name,
+    ).clone()
     functions = [function.clone() for function in model.functions.values()]
     return ir.Model(graph, ir_version=model.ir_version, functions=functions)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -37,7 +38,11 @@ HELD_BYTES = 1 << 26  # what the samples that walk along may hold
 FEWEST = 8  # samples that walk along, however large
 STREAMS = 4  # a layer's input and output, in float and quantized
 ROWS_PER_COLUMN = 8  # inputs that the rounding of one row is fitted to, per weight of it
+PROBED_ROWS = 1024  # inputs on which the sources of a layer's error are compared
+WORTHWHILE = 0.2  # share of a layer's output error from which its weights are rounded together
 MOST_COLUMNS = 1024  # rounded together; the correlations of wider inputs are cut into such pieces
+
+Rounding = Literal["auto", "nearest", "gptq"]
 
 
 class Reconstruction:
@@ -72,16 +77,19 @@ class Reconstruction:
         self.float_walk = Walk(original, chosen, optimize=True)
         self.walk = Walk(model, chosen)
 
-    def run(self, layers: Sequence[tuple[Layer, WrittenLayer]], *, round_weights: bool, correct_bias: bool) -> None:
+    def run(self, layers: Sequence[tuple[Layer, WrittenLayer]], rounding: Rounding, *, correct_bias: bool) -> None:
         """Fit the layers, which stand in graph order."""
         for layer, stored in self.context.track(layers, "Fitting layers", len(layers)):
             if round_weights:
-                self._round(layer, stored)
+                self._round(layer, stored, centered=correct_bias and stored.bias is not None)
             if correct_bias:
                 self._correct(layer.node, stored)
 
-    def _round(self, layer: Layer, stored: WrittenLayer) -> None:
-        """Choose the integers of a layer's weight for the smallest error of its outputs."""
+    def _round(self, layer: Layer, stored: WrittenLayer, *, centered: bool) -> None:
+        """Choose the integers of a layer's weight for the smallest error of its outputs.
+
+        ``centered``: about their mean, which the bias will make up for.
+        """
         form = matrix_layer(layer)
         if isinstance(form, str):
             self.context.missed(layer.node, f"weights rounded to nearest: {form}")
@@ -90,28 +98,36 @@ class Reconstruction:
         if len(stored.integers.uses()) != 1 or len(layer.node.inputs[layer.weight].uses()) != 1:  # type: ignore[union-attr]
             self.context.missed(layer.node, f"weights rounded to nearest: '{stored.integers.name}' has several readers")
             return
-        inputs = [row[0] for row in self.walk.inputs(layer.node) if row[0].size]
-        if not inputs:
-            return
+        self.walk.advance(layer.node)
         matrix, name = form.matrix(stored.weight), stored.integers.name or ""
-        found = np.empty(matrix.shape, stored.params.grid.dtype)
-        before = after = 0.0
-        for first in range(0, form.columns, MOST_COLUMNS):
-            part = slice(first, first + MOST_COLUMNS)
-            hessian = _moments(form, inputs, part, centered=stored.bias is not None)
+        values = self.walk.values(layer.node.inputs[0])
+        inputs = [value for value in values if value.size and len(form.rows(value, 1))]
+        if not inputs:
+            self.context.missed(layer.node, "weights rounded to nearest: no calibration sample reaches it")
+            return
+        found = quantize(matrix, _part(stored.params, form, slice(None)), name=name)
+        gains, before = np.zeros(len(matrix)), 0.0
+        for part in _pieces(form, stored.params):
+            hessian = _moments(form, inputs, part, centered=centered)
             params = _part(stored.params, form, part)
-            nearest = quantize(matrix[:, part], params)
             fitted = gptq(matrix[:, part], hessian, params, name=name)
-            errors = [_error(matrix[:, part], integers, params, hessian) for integers in (nearest, fitted)]
-            found[:, part] = fitted if errors[1] < errors[0] else nearest
-            before, after = before + errors[0], after + min(errors)
+            nearest = _errors(matrix[:, part], found[:, part], params, hessian)
+            gain = nearest - _errors(matrix[:, part], fitted, params, hessian)
+            before += float(nearest.sum())
+            gains += np.maximum(gain, 0)
+            found[:, part] = np.where(gain[:, None] > 0, fitted, found[:, part])
         if self.pairs_saturate and (rows := summed_rows(layer, form.restore(found))) is not None:
             overflows = largest_pairs(rows) > MOST_PAIR
             found[overflows] = quantize(matrix, _part(stored.params, form, slice(None)))[overflows]
-        if after < before:
-            integers = np.ascontiguousarray(form.restore(found)).astype(element_type(stored.params.grid).numpy())
-            stored.integers.const_value = ir.tensor(integers, name=name)
-            self.context.applied(layer.node, f"weights rounded together: {_decibels(before, after)} less output error")
+            gains[overflows] = 0
+        gained = float(gains.sum())
+        if gained <= 0:
+            self.context.missed(layer.node, "weights rounded to nearest: rounded together they do no better")
+            return
+        integers = np.ascontiguousarray(form.restore(found)).astype(element_type(stored.params.grid).numpy())
+        stored.integers.const_value = ir.tensor(integers, name=name)
+        less = _decibels(before, max(before - gained, 0.0))
+        self.context.applied(layer.node, f"weights rounded together: {less} less output error")
 
     def _correct(self, node: ir.Node, stored: WrittenLayer) -> None:
         """Take the mean error of each output channel off the bias."""
@@ -141,6 +157,35 @@ class Reconstruction:
             reader.replace_input_with(index, add_constant(self.graph, f"{bias.name}_corrected", moved, self.taken))
         self.walk.add(node.outputs[0], change.reshape(-1, *[1] * (outputs[0].ndim - 2)))
         self.context.applied(node, f"bias corrected by up to {float(np.abs(change).max()):.2g}")
+
+
+def _pieces(form: MatrixLayer, params: QuantParams) -> list[slice]:
+    """Return the columns that are rounded together: whole blocks, about ``MOST_COLUMNS`` of them."""
+    size = params.granularity.size if isinstance(params.granularity, PerBlock) else 1
+    step = max(MOST_COLUMNS // size, 1) * size
+    return [slice(first, first + step) for first in range(0, form.columns, step)]
+
+
+def _share_of_weights(
+    form: MatrixLayer,
+    matrix: np.ndarray,
+    params: QuantParams,
+    inputs: Sequence[np.ndarray],
+    exact: Sequence[np.ndarray],
+) -> float:
+    """Return the share of the squared output error that rounding the weight causes, the inputs' error the rest.
+
+    Both as if the columns of the input were uncorrelated: ``sum_k var(x_k) |D_k|^2`` for D [N, K] the error of the
+    weights, and ``sum_k E[e_k^2] |W_k|^2`` for e the error of the inputs.
+    """
+    most = max(1, PROBED_ROWS // len(inputs))
+    rounded, wanted = (np.concatenate([form.rows(value, most) for value in values]) for values in (inputs, exact))
+    lost = matrix - dequantize(quantize(matrix, params), params)
+    by_weights = float((rounded.var(axis=0, dtype=np.float64) * np.square(lost).sum(axis=0)).sum())
+    by_inputs = float(
+        (np.square(rounded - wanted).mean(axis=0, dtype=np.float64) * np.square(matrix).sum(axis=0)).sum()
+    )
+    return by_weights / max(by_weights + by_inputs, np.finfo(float).tiny)
 
 
 def _moments(form: MatrixLayer, inputs: Sequence[np.ndarray], part: slice, *, centered: bool) -> np.ndarray:
@@ -175,10 +220,10 @@ def _part(params: QuantParams, form: MatrixLayer, part: slice) -> QuantParams:
     return replace(params, scale=scale, zero_point=zero_point, granularity=PerBlock(1, granularity.size))
 
 
-def _error(weight: np.ndarray, integers: np.ndarray, params: QuantParams, hessian: np.ndarray) -> float:
-    """Return ``tr(D H D^T)``, the squared error of the outputs, for D [N, K] the error of the weights."""
+def _errors(weight: np.ndarray, integers: np.ndarray, params: QuantParams, hessian: np.ndarray) -> np.ndarray:
+    """Return the diagonal of ``D H D^T`` [N], the squared error of each output, for D [N, K] that of the weights."""
     lost = (weight - dequantize(integers, params)).astype(np.float64)
-    return float(((lost @ hessian) * lost).sum())
+    return np.asarray(((lost @ hessian) * lost).sum(axis=1))
 
 
 def _bounds(value: ir.Value) -> tuple[float, float]:

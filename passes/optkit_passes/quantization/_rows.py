@@ -76,10 +76,10 @@ def matrix_layer(layer: Layer) -> MatrixLayer | str:
     assert stored is not None
     assert stored.shape is not None
     shape = tuple(stored.shape.numpy())
-    if layer.axis is None and node.op_type != "Conv":
-        return "its weights are no matrix"
     if node.op_type == "ConvTranspose":
         return "an input of a transposed convolution adds to many outputs"
+    if layer.axis is None:
+        return "its weights are no matrix"
     if node.op_type == "Conv":
         if (node.attributes.get_int("group", 1) or 1) != 1:
             return "its channels are summed in groups"
@@ -107,18 +107,18 @@ def _window(node: ir.Node, shape: tuple[int, ...]) -> Window:
 
 def _patches(value: np.ndarray, window: Window, most: int) -> np.ndarray:
     """Return input patches [T, C * kernel] of [N, C, spatial...] in the order of the weight's axes."""
-    axes = len(window.kernel)
+    axes, columns = len(window.kernel), value.shape[1] * int(np.prod(window.kernel))
     padded = np.pad(value, [(0, 0), (0, 0), *window.padding(value.shape[2:])])
     reach = tuple((k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True))
     if any(size < needed for size, needed in zip(padded.shape[2:], reach, strict=True)):
-        return np.empty((0, value.shape[1] * int(np.prod(window.kernel))), value.dtype)
+        return np.empty((0, columns), value.dtype)
     view = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + axes)))
     steps = (1, 1, *window.strides, *window.dilations)  # [N, C, positions..., taps...]
     view = view[tuple(slice(None, None, step) for step in steps)]
     positions = (view.shape[0], *view.shape[2 : 2 + axes])
     picked = np.unravel_index(_spread(int(np.prod(positions)), most), positions)
     patches = np.moveaxis(view, 1, 1 + axes)[picked]  # [T, C, kernel...]
-    return np.asarray(patches.reshape(len(patches), -1))
+    return np.asarray(patches.reshape(len(patches), columns))
 
 
 def _spread(count: int, most: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from ._formats import choose_formats
 from ._layers import CLAMP_OPS, LAYER_OPS, Layer, clamp_bounds, embedding_table, why_float
 from ._qdq import QdqWriter, WrittenLayer
 from ._ranges import Method, RangeChoice, histogram_of
-from ._reconstruct import Reconstruction
+from ._reconstruct import Reconstruction, Rounding
 from ._regions import Plan, plan_regions
 
 
@@ -67,8 +67,9 @@ class QuantizeStatic(Pass):
         percentile: Per cent of the values that the ``percentile`` method keeps inside the range.
         embeddings: Whether tables that Gather picks rows of are stored in 8 bits; costs 0.2 to 1 dB on three language
             models, and saves three quarters of the table.
-        rounding: How weights become integers: each to ``nearest``, or by ``gptq`` so that their errors cancel in the
-            layer's outputs on the calibration samples.
+        rounding: How weights become integers: each to ``nearest``, by ``gptq`` so that their errors cancel in the
+            layer's outputs on the calibration samples, or ``auto``: by GPTQ where rounding the weights, not the inputs,
+            is a good part of what the layer's outputs suffer from.
         bias_correction: Whether the mean error of each output channel, measured layer by layer on calibration samples,
             is taken off the layer's bias.
     """
@@ -82,7 +83,7 @@ class QuantizeStatic(Pass):
     percentile: float = Field(default=99.99, gt=50, le=100)
     momentum: float = Field(default=1.0, gt=0, le=1)
     embeddings: bool = True
-    rounding: Literal["nearest", "gptq"] = "nearest"
+    rounding: Rounding = "auto"
     bias_correction: bool = True
 
     def run(self, model: ir.Model, context: Context) -> None:
@@ -115,16 +116,16 @@ class QuantizeStatic(Pass):
             writer.embedding(node)
             context.applied(node, "table stored in 8 bits")
         remove(plan.transposes())
-        if written and (self.rounding == "gptq" or self.bias_correction):
+        if written and (self.rounding != "nearest" or self.bias_correction):
             fit = Reconstruction(
                 original,
                 twins,
                 model,
                 context,
-                largest=max(histogram.size for histogram in histograms.values()),
+                largest=max((histogram.size for histogram in histograms.values()), default=1),
                 pairs_saturate=formats.pairs_saturate,
             )
-            fit.run(written, round_weights=self.rounding == "gptq", correct_bias=self.bias_correction)
+            fit.run(written, self.rounding, correct_bias=self.bias_correction)
         for value in constants:
             if is_unused(value):
                 model.graph.initializers.pop(value.name or "", None)
