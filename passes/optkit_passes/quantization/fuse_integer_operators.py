@@ -10,7 +10,8 @@ import onnx_ir as ir
 from optkit.graph import add_constant, forward, names, opset, remove, unique
 from optkit.pipeline import LOSSY, Context, Effect, Pass
 
-from ._qoperators import FORMS, Form, Zeros, integer_form
+from ._integers import Zeros
+from ._qoperators import FORMS, Form, integer_form
 
 OLDEST_OPSET = 13  # every operator that moves values takes 8-bit integers
 
