@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
 
 from optkit.dataset.samples import Samples
 from optkit.errors import InputError
@@ -101,6 +102,12 @@ def test_values_beyond_the_margin_stay_float32_and_the_maximum_is_said() -> None
     ConvertFloat16().run(blind, context)
     assert "no value was compared with the largest float16" in reasons(context.remarks)[""]
     assert "Mul" in halves(blind)
+    # onnxruntime computes half nodes in float32 on a CPU; arithmetic that rounds every result shows the overflow
+    sample = {"x": np.full((4, 16), 10, np.float32)}
+    with np.errstate(over="ignore", invalid="ignore"):
+        outputs = [ReferenceEvaluator(ir.to_proto(m)).run(None, sample)[0] for m in (result, blind)]
+    finite = [bool(np.isfinite(output).all()) for output in outputs]
+    assert finite == [True, False]
     wide, _ = converted(model, dtype="bfloat16", check=False)
     assert op_types(wide)["Cast"] == 2
 
@@ -118,7 +125,7 @@ def test_constants_beyond_float16_and_below_it_stay() -> None:
     assert found["Sub"].startswith("constant 'k' holds 1e+06, beyond 65504")
 
 
-@pytest.mark.parametrize("mask", [-1e9, -3.4e38, -np.inf])
+@pytest.mark.parametrize("mask", [-65504.0, -1e9, -3.4e38, -np.inf])
 @pytest.mark.parametrize(
     "body",
     [
@@ -126,7 +133,7 @@ def test_constants_beyond_float16_and_below_it_stay() -> None:
         "s = Where (c, q, big)",
     ],
 )
-def test_masks_become_the_smallest_float16(mask: float, body: str) -> None:
+def test_masks_become_small_enough_to_be_added(mask: float, body: str) -> None:
     if mask == -np.inf and "Mul" in body:
         pytest.skip("0 times infinity is not a number in any precision")
     constants = {"w": random(16, 8), "v": random(8, 4), "big": np.array(mask, np.float32)}
@@ -143,7 +150,21 @@ def test_masks_become_the_smallest_float16(mask: float, body: str) -> None:
     assert compare(run_samples(model, samples), run_samples(result, samples)).sqnr_db > 55
     clamped = [r.message for r in remarks if r.message.startswith("clamped")]
     assert bool(clamped) == bool(np.isfinite(mask))
-    assert all(message.endswith("to 65504: it only hides scores from a Softmax") for message in clamped)
+    assert all(message == "clamped to -16376: it only hides scores from a Softmax" for message in clamped)
+
+
+def test_a_row_that_is_masked_altogether_is_a_number_in_half_arithmetic() -> None:
+    model = build(
+        "(float[2,16] x) => (float[2,4] y) { q = MatMul (x, w)  s = Add (q, a)  t = Add (s, a)  p = Softmax (t) "
+        "y = MatMul (p, v) }",
+        w=random(16, 8) - 20,
+        v=random(8, 4),
+        a=np.full((1, 8), -1e9, np.float32),
+    )
+    result, _ = converted(model, check=False)
+    assert "Add" in halves(result)
+    sample = {"x": np.ones((2, 16), np.float32)}  # scores of -320: with -65504 twice, all would be -infinity
+    assert np.isfinite(ReferenceEvaluator(ir.to_proto(result)).run(None, sample)[0]).all()
 
 
 def test_a_large_constant_that_goes_elsewhere_is_not_clamped() -> None:

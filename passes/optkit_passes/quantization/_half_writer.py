@@ -26,6 +26,7 @@ from ._half_forms import INTEGER_OPS, HalfForm, reads_values
 STORED_ELEMENTS = 128
 # Significant bits, the hidden one included; rounding moves a normal number by 2^-bits of it at most.
 SIGNIFICANT_BITS = {ir.DataType.FLOAT16: 11, ir.DataType.BFLOAT16: 8}
+PART = 1 << 20  # elements looked at together: large weights are not copied whole
 
 Use = tuple[ir.Node, int]
 
@@ -45,8 +46,13 @@ class HalfWriter:
         self.taken = names(model)
         self.tensors = Tensors(FLOAT, dtype)
 
-    def compute(self, forms: Mapping[ir.Node, HalfForm]) -> None:
-        """Let nodes of the main graph compute in half precision, with Casts where types meet."""
+    def compute(self, forms: Mapping[ir.Node, HalfForm], masks: Collection[ir.Value]) -> None:
+        """Let nodes of the main graph compute in half precision, with Casts where types meet.
+
+        Args:
+            forms: The nodes.
+            masks: Constants that only hide scores from a Softmax: their large negative values need not be exact.
+        """
         graph = self.model.graph
         halves = {node.outputs[index] for node, form in forms.items() for index in form.outputs}
         holders: dict[ir.Value, list[ir.Graph]] = {}
@@ -60,7 +66,7 @@ class HalfWriter:
             others = [(n, i) for n, i in readers if half != (n in forms and i in forms[n].inputs)]
             if is_constant(value):
                 if others:
-                    self._constant(value, others)
+                    self._constant(value, others, hides=value in masks)
                 continue
             if half:
                 value.type = ir.TensorType(self.dtype)
@@ -92,21 +98,24 @@ class HalfWriter:
         else:
             self.model.graph.insert_before(self.model.graph[0], cast)
 
-    def _constant(self, value: ir.Value, halves: Sequence[Use]) -> None:
+    def _constant(self, value: ir.Value, halves: Sequence[Use], *, hides: bool) -> None:
         """Let nodes read a constant in half precision; where others read it in float32, a large one is stored once."""
         array = constant(value)
         assert array is not None
         assert value.const_value is not None
-        beyond = float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
-        if beyond > largest(self.dtype):
-            what = f"clamped from {beyond:.4g} to {largest(self.dtype):.5g}: it only hides scores from a Softmax"
-            self.context.applied(value, what)
+        tensor, lowest = value.const_value, -largest(self.dtype) / 4  # two of them and a score are still finite
+        clamps = hides and float(array.min(initial=0.0, where=np.isfinite(array))) < lowest
+        if clamps:
+            self.context.applied(value, f"clamped to {lowest:.5g}: it only hides scores from a Softmax")
+            array = np.where(np.isinf(array), array, np.maximum(array, np.float32(lowest)))
+            tensor = ir.tensor(array, name=value.name)
         floats = [(n, i) for n, i in value.uses() if (n, i) not in halves and reads_values(n)]
-        stays = value.is_graph_output() or (floats and (array.size < STORED_ELEMENTS or beyond > largest(self.dtype)))
+        stays = value.is_graph_output() or (floats and (array.size < STORED_ELEMENTS or clamps))
         if not stays:
+            value.const_value = tensor
             self._store(value, array, floats)
             return
-        tensor = self.tensors.copy(value.const_value)
+        tensor = self.tensors.copy(tensor)
         name = unique(f"{value.name}/{self.called}", self.taken)
         twin = ir.Value(name=name, type=ir.TensorType(self.dtype), shape=value.shape, const_value=tensor)
         self.model.graph.register_initializer(twin)
@@ -170,14 +179,18 @@ def unfit(array: np.ndarray, name: str, dtype: ir.DataType) -> str:
     It does not where a value is beyond the largest one, or where the squared error is above what rounding normal
     numbers can cause: then too much of it is below the smallest normal number.
     """
-    exact = array.astype(np.float64)
-    finite = np.where(np.isfinite(exact), exact, 0.0)
-    beyond = np.abs(finite).max(initial=0.0)
+    smallest = 2.0 ** (-14 if dtype == ir.DataType.FLOAT16 else -126)  # normal number
+    beyond = error = energy = 0.0
+    below = 0
+    flat = array.ravel()
+    for part in (flat[start : start + PART].astype(np.float64) for start in range(0, flat.size, PART)):
+        finite = np.where(np.isfinite(part), part, 0.0)
+        beyond = max(beyond, float(np.abs(finite).max(initial=0.0)))
+        error += float(((finite - rounded(finite, dtype).astype(np.float64)) ** 2).sum())
+        energy += float((finite**2).sum())
+        below += int(((np.abs(finite) < smallest) & (finite != 0)).sum())
     if beyond > largest(dtype):
         return f"constant '{name}' holds {beyond:.4g}, beyond {largest(dtype):.5g}"
-    smallest = 2.0 ** (-14 if dtype == ir.DataType.FLOAT16 else -126)  # normal number
-    error = finite - rounded(finite, dtype).astype(np.float64)
-    if (error**2).sum() > (finite**2).sum() * 4.0 ** -SIGNIFICANT_BITS[dtype]:
-        count = int(((np.abs(finite) < smallest) & (finite != 0)).sum())
-        return f"constant '{name}' loses too much: {count} of {array.size} values are below {smallest:.2g}"
+    if error > energy * 4.0 ** -SIGNIFICANT_BITS[dtype]:
+        return f"constant '{name}' loses too much: {below} of {array.size} values are below {smallest:.2g}"
     return ""

@@ -28,7 +28,7 @@ class ConvertFloat16(Pass):
     Convolutions, matrix products and recurrences are converted wherever values fit, and what lies between them where
     that saves Casts. In float32 stay operators whose ONNX schema has no half-precision form, those that add up many
     values, raise to powers, exponentiate or choose, values that calibration saw beyond ``65504 / margin``, and
-    constants that half precision makes 0 or infinite. Masks (-1e9, -3.4e38) on their way to a Softmax become -65504.
+    constants that half precision makes 0 or infinite. Masks (-1e9, -3.4e38) on their way to a Softmax become -16376.
     Weights that a float32 operator reads are stored in half precision all the same, with a Cast behind them.
 
     The model's inputs and outputs keep their type.
@@ -58,7 +58,8 @@ class ConvertFloat16(Pass):
             storage_only = context.target is not None and self.dtype not in context.target.dtypes
         writer = HalfWriter(model, dtype, context)
         if not storage_only:
-            writer.compute(_Choice(model, dtype, self.margin, context).forms())
+            choice = _Choice(model, dtype, self.margin, context)
+            writer.compute(choice.forms(), choice.hidden)
         writer.store()
 
 
