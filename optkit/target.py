@@ -132,7 +132,7 @@ class Target(Frozen):
         memory: Memory levels, innermost first; the last is main memory.
         kernel: The kernel table; first match wins.
         weights: Accepted weight formats by width (``int8``).
-        activations: Accepted activation formats by width.
+        activations: Accepted activation formats by width; ``dynamic``: those whose ranges are found at run time.
         precisions: Passes that end the pipeline, by the base name of a precision; options may hold placeholders (see
             `optkit.precision.values_for`).
         cleanup: Passes that begin every pipeline.

@@ -250,6 +250,19 @@ def test_reasons_are_those_of_the_passes() -> None:
     assert reasons["read by Add, left in float32"] == (24, 0)
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("2-bit weights need opset 25; stored in 8 bits", "2-bit weights need opset 25; stored in 8 bits"),
+        ("rounded to nearest: nothing was observed", "read by MatMulNBits, left in 4 bits"),
+    ],
+)
+def test_why_integers_have_more_bits_than_asked_for(said: str, reason: str) -> None:
+    remark = Remark("missed", "quantize", "MatMulNBits_0", "MatMulNBits", said)
+    left = covered(two(), "w2a16", remark).left
+    assert [entry.weight_bytes for entry in left if entry.reason == reason] == [960]
+
+
 def test_reasons_that_differ_in_numbers_are_one() -> None:
     remarks = [
         Remark("missed", "quantize", name, op, f"'{name}' has {count} elements")

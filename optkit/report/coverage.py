@@ -230,7 +230,7 @@ class _Reasons:
     def weight(self, weight: StoredWeight) -> str:
         names = [weight.name, *(node.name or "" for node in weight.readers)]
         said = next((self.missed[name] for name in names if name in self.missed), "")
-        if said:
+        if said and (weight.bits >= min(FLOATS) or "bit" in said):  # what was said of integers may be about else
             return said
         ops = " and ".join(dict.fromkeys(node.op_type for node in weight.readers)) or "the model's output"
         return f"read by {ops}, left in {FLOATS.get(weight.bits, f'{weight.bits} bits')}"
