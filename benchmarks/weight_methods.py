@@ -17,8 +17,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from real_models import REAL_MODELS
-
 from optkit.dataset.samples import read_samples
 from optkit.evaluate.fidelity import compare
 from optkit.model.loading import load, save
@@ -27,6 +25,7 @@ from optkit.plugins import pass_class
 from optkit.session import run_samples
 from optkit.target import load_target
 from optkit_passes.quantization.quantize_weights import QuantizeWeights
+from real_models import REAL_MODELS
 
 MODELS = ["ad_autoencoder", "magika_v3_3", "sst2_relu_encoder", "stories260k", "relu_lm"]
 METHODS = ["minmax", "rtn", "hqq", "awq", "gptq"]

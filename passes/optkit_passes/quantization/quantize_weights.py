@@ -25,14 +25,39 @@ Number = BeforeValidator(lambda given: int(given) if isinstance(given, str) and 
 class QuantizeWeights(Pass):
     """Store the constants of MatMul, Gemm, Conv and of tables in 8, 4 or 2 bits; activations stay float.
 
+    Products become onnxruntime's MatMulNBits, tables its GatherBlockQuantized, which need no opset. What they cannot
+    read, convolutions above all, gets a DequantizeLinear in front: in blocks from opset 21 (2 bits: 25) on, before that
+    in 8 bits with one scale per channel. A table that is an output layer too stays one tensor, packed once. Bodies of
+    If and Loop are rounded to nearest.
+
+    With calibration data ``gptq`` is the default: layer by layer, on inputs that the layers quantized before give. Each
+    weight is first changed so that it makes up for what those lost (ridge regression); where inputs are few, held-out
+    ones decide how far their correlations are trusted. SQNR in dB of the outputs of five real models against float, 4
+    bits in blocks of 32, tables in 8 (``python benchmarks/weight_methods.py``):
+
+    =============  ======  ====  ====  ====  =================  ====
+    model          minmax  rtn   hqq   awq   gptq, no ridge     gptq
+    =============  ======  ====  ====  ====  =================  ====
+    autoencoder      22.7  26.7  27.0  26.7               37.2  40.9
+    file types       33.3  33.6  28.6  33.6               28.4  31.9
+    SST-2 encoder    29.4  30.7  30.6  29.9               33.6  34.0
+    Llama, 260 K     20.5  20.7  20.7  21.1               21.6  22.5
+    ReLU decoder     28.5  28.8  28.6  28.7               34.3  35.3
+    =============  ======  ====  ====  ====  =================  ====
+
+    The classifier of file types has 19 samples on either side: one of them decides its row. On its logits the figures
+    are rtn 20.7, gptq 21.0 without and 21.2 with the ridge.
+
     Attributes:
         bits: Bits of a weight: 8, 4 or 2.
         block_size: Neighbours along the summed axis that share a scale: a power of two from 16 on; 0: one scale per
             output channel.
         symmetric: Whether zero points are fixed at the middle; ``auto``: per constant, where that costs no accuracy.
-        method: ``gptq`` (the default with calibration data), ``rtn``: nearest integer, scales searched for the smallest
-            squared error (the default without), ``hqq``, ``awq``, or ``minmax``: nearest integer, the whole range.
-        embeddings: Bits of tables that Gather picks rows of, and of weights that are tables as well; 0: in float.
+        method: ``gptq`` (the default with calibration data); ``rtn``: nearest integer, scales of the smallest squared
+            error (the default without); ``hqq``: of the smallest sum of roots; ``awq``: rtn after input scales were
+            folded into the gains of normalizations; ``minmax``: nearest integer, the whole range.
+        embeddings: Bits of tables that Gather picks rows of, and of weights that are tables as well; 0: in float. Their
+            rows enter the model as they are, and no later layer makes up for them.
         act_order: GPTQ rounds columns with the largest inputs first.
         damping: GPTQ adds this share of the mean of the Hessian's diagonal to it.
         compensation: Before it, GPTQ changes a weight so that it makes up for what earlier layers lost, held to the
