@@ -38,11 +38,9 @@ HELD_BYTES = 1 << 26  # what the samples that walk along may hold
 FEWEST = 8  # samples that walk along, however large
 STREAMS = 4  # a layer's input and output, in float and quantized
 ROWS_PER_COLUMN = 8  # inputs that the rounding of one row is fitted to, per weight of it
-PROBED_ROWS = 1024  # inputs on which the sources of a layer's error are compared
-WORTHWHILE = 0.2  # share of a layer's output error from which its weights are rounded together
 MOST_COLUMNS = 1024  # rounded together; the correlations of wider inputs are cut into such pieces
 
-Rounding = Literal["auto", "nearest", "gptq"]
+Rounding = Literal["nearest", "gptq"]
 
 
 class Reconstruction:
@@ -80,7 +78,7 @@ class Reconstruction:
     def run(self, layers: Sequence[tuple[Layer, WrittenLayer]], rounding: Rounding, *, correct_bias: bool) -> None:
         """Fit the layers, which stand in graph order."""
         for layer, stored in self.context.track(layers, "Fitting layers", len(layers)):
-            if round_weights:
+            if rounding != "nearest":
                 self._round(layer, stored, centered=correct_bias and stored.bias is not None)
             if correct_bias:
                 self._correct(layer.node, stored)
@@ -164,28 +162,6 @@ def _pieces(form: MatrixLayer, params: QuantParams) -> list[slice]:
     size = params.granularity.size if isinstance(params.granularity, PerBlock) else 1
     step = max(MOST_COLUMNS // size, 1) * size
     return [slice(first, first + step) for first in range(0, form.columns, step)]
-
-
-def _share_of_weights(
-    form: MatrixLayer,
-    matrix: np.ndarray,
-    params: QuantParams,
-    inputs: Sequence[np.ndarray],
-    exact: Sequence[np.ndarray],
-) -> float:
-    """Return the share of the squared output error that rounding the weight causes, the inputs' error the rest.
-
-    Both as if the columns of the input were uncorrelated: ``sum_k var(x_k) |D_k|^2`` for D [N, K] the error of the
-    weights, and ``sum_k E[e_k^2] |W_k|^2`` for e the error of the inputs.
-    """
-    most = max(1, PROBED_ROWS // len(inputs))
-    rounded, wanted = (np.concatenate([form.rows(value, most) for value in values]) for values in (inputs, exact))
-    lost = matrix - dequantize(quantize(matrix, params), params)
-    by_weights = float((rounded.var(axis=0, dtype=np.float64) * np.square(lost).sum(axis=0)).sum())
-    by_inputs = float(
-        (np.square(rounded - wanted).mean(axis=0, dtype=np.float64) * np.square(matrix).sum(axis=0)).sum()
-    )
-    return by_weights / max(by_weights + by_inputs, np.finfo(float).tiny)
 
 
 def _moments(form: MatrixLayer, inputs: Sequence[np.ndarray], part: slice, *, centered: bool) -> np.ndarray:
