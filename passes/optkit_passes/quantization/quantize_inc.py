@@ -1,37 +1,26 @@
-"""Quantization by Intel's neural-compressor, handed the model as a file and its result taken back."""
+"""Quantization by Intel's neural-compressor, as a pass among the others."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import re
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 
-from optkit.errors import InputError, MissingDependencyError
+from optkit.errors import InputError
 from optkit.graph import constant
-from optkit.model.loading import in_memory, load, save
 from optkit.pipeline import LOSSY, Context, Effect, Pass
 from optkit.quant.walk import require_finite, require_samples
 from optkit.recipe import PRECISION_KEY
 from optkit.target import Target
 
-Sample = Mapping[str, np.ndarray]
-Algorithm = Literal["static", "dynamic", "smoothquant", "rtn", "awq", "gptq"]
+from ._neural_compressor import WEIGHT_ONLY, Algorithm, NeuralCompressor, Order, Sample
 
-WEIGHT_ONLY = frozenset({"rtn", "awq", "gptq"})
 CALIBRATED = frozenset({"static", "smoothquant", "awq", "gptq"})
 STACKING = frozenset({"smoothquant", "awq"})  # these join samples along their first axis
 LAYER_OPS = frozenset({"Conv", "Gemm", "MatMul"})
-BITS = 4  # of weights alone: at any other number it writes rounded floats, which are no smaller
 
 # What is appended to a node's name: by onnxruntime, whose basic optimizations neural-compressor applies, where it makes
 # a Gemm of a MatMul and an Add; by neural-compressor where it makes a MatMul of a Gemm; and where it quantizes.
@@ -44,7 +33,6 @@ HOW = {
     "Gather": "table stored in 8 bits",
 }
 GPTQ_ROUNDS = "neural-compressor's gptq rounds to nearest: it passes no rounding error on to the weights that follow"
-INSTALL = "pip install 'optkit[inc]'"
 
 
 class QuantizeInc(Pass):
@@ -80,7 +68,7 @@ class QuantizeInc(Pass):
             MissingDependencyError: neural-compressor is not installed, or only a version without ONNX.
             InputError: There is no calibration data where it is needed, or neural-compressor fails on this model.
         """
-        fit = _neural_compressor()
+        tool = NeuralCompressor()
         self._check(model)
         samples: Sequence[Sample] = ()
         if self.algorithm in CALIBRATED:
@@ -90,7 +78,9 @@ class QuantizeInc(Pass):
         _remark_bodies(model, context)
         if not any(node.op_type in LAYER_OPS and node.name not in floats for node in model.graph):
             return
-        result = self._quantized(fit, model, samples, floats, context.target)
+        reduce_range = _reduces_range(context.target)
+        order = Order(self.algorithm, frozenset(floats), self.block_size, self.symmetric, self.alpha, reduce_range)
+        result = tool.quantize(model, order, samples)
         if self._remark(model, result, floats, context):
             _take(model, result)
             if self.algorithm == "gptq":
@@ -166,173 +156,37 @@ class QuantizeInc(Pass):
             return "its second input is no constant weight"
         return f"neural-compressor's {self.algorithm} left it in float"
 
-    def _quantized(
-        self, fit: _Library, model: ir.Model, samples: Sequence[Sample], floats: set[str], target: Target | None
-    ) -> ir.Model:
-        """Return what neural-compressor makes of a copy of the model in a folder of its own.
-
-        Raises:
-            InputError: It fails, or returns nothing.
-        """
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            save(
-                _prepared(model), folder / "model.onnx"
-            )  # a fresh folder: it appends to files of weights that are there
-            loader = _Loader(samples)
-            said = io.StringIO()
-            failure = ""
-            with _silent(said):
-                try:
-                    fit.set_workspace(str(folder / "workspace"))
-                    result = self._call(fit, str(folder / "model.onnx"), loader, floats, target)
-                    if result is not None:
-                        (folder / "result").mkdir()
-                        result.save(str(folder / "result" / "model.onnx"))
-                except Exception as error:
-                    failure = f"{type(error).__name__}: {error}"
-                    result = None
-            if result is None:
-                what = f"neural-compressor {fit.version} does not take this model by {self.algorithm}"
-                raise InputError(
-                    f"{what}: {failure or _last_exception(said.getvalue())}",
-                    where="quantize-inc",
-                    hint="choose another algorithm, or quantize-static, quantize-weights",
-                )
-            return in_memory(load(folder / "result" / "model.onnx"))
-
-    def _call(self, fit: _Library, path: str, loader: _Loader, floats: set[str], target: Target | None) -> Any:
-        if self.algorithm in WEIGHT_ONLY:
-            blocks = {
-                "weight_config": dict.fromkeys(floats, "fp32"),
-                "num_bits": BITS,
-                "group_size": self.block_size,
-                "scheme": "sym" if self.symmetric else "asym",
-            }
-            if self.algorithm == "rtn":
-                return fit.weight_only.rtn_quantize(path, **blocks)
-            run = fit.weight_only.gptq_quantize if self.algorithm == "gptq" else fit.weight_only.awq_quantize
-            return run(path, loader, n_samples=len(loader.samples), **blocks)
-        excluded = {"activation": {"dtype": ["fp32"]}, "weight": {"dtype": ["fp32"]}}
-        smooth = {"smooth_quant": True, "smooth_quant_args": {"alpha": self.alpha}}
-        settings = fit.settings(
-            approach="dynamic" if self.algorithm == "dynamic" else "static",
-            quant_format="default" if self.algorithm == "dynamic" else "QDQ",
-            recipes=smooth if self.algorithm == "smoothquant" else {},
-            op_name_dict={f"{re.escape(name)}(/MatMulAddFusion)?(_MatMul)?": excluded for name in sorted(floats)}
-            or None,
-            reduce_range=_reduces_range(target),  # else it would look at the machine it runs on
-            quant_level=1,  # once, without a search by accuracy
-            calibration_sampling_size=[max(len(loader.samples), 1)],
-        )
-        return fit.fit(path, settings, calib_dataloader=loader if loader.samples else None)
-
     def _remark(self, model: ir.Model, result: ir.Model, floats: set[str], context: Context) -> bool:
-        """Remark on every node, give quantized nodes their old names back, and return whether there are any."""
+        """Remark on every node, give nodes their old names back, and return whether any was quantized."""
         found = {node.name: node for node in result.graph}
+        computed = {value.name for node in result.graph for value in node.outputs}
+        by = f"by neural-compressor's {self.algorithm}"
+        folded: list[ir.Node] = []
         changed = False
         for node in model.graph:
             name = node.name or ""
             new = next((found[name + end] for end in QUANTIZED if name + end in found), None)
             same = next((found[name + end] for end in RENAMED if name + end in found), None)
             if new is not None:
-                how = _how(node, new).format(block=self.block_size)
-                context.applied(node, f"{how}, by neural-compressor's {self.algorithm}")
-                changed, new.name = True, node.name
-                continue
-            if same is not None and _reads_integers(same):
-                context.applied(node, f"activations in 8 bits, by neural-compressor's {self.algorithm}")
-                changed = True
-            elif node.op_type in LAYER_OPS and node.name not in floats:
+                context.applied(node, f"{_how(node, new).format(block=self.block_size)}, {by}")
+            elif same is not None and _reads_integers(same):
+                context.applied(node, f"activations in 8 bits, {by}")
+            elif node.op_type in LAYER_OPS and name not in floats:
                 context.missed(node, self._why_left(node))
-            elif same is None and not _is_renamed(node, result):
-                context.applied(node, "removed: folded into its neighbours by neural-compressor")
-            if same is not None:
-                same.name = node.name
+            elif same is None and not any(value.name in computed for value in node.outputs):
+                folded.append(node)
+            changed = changed or new is not None or (same is not None and _reads_integers(same))
+            kept = new or same
+            if kept is not None:
+                kept.name = node.name
+        for node in folded if changed else ():
+            context.applied(node, f"removed: folded into its neighbours {by}")
         return changed
-
-
-class _Loader:
-    """Calibration samples as neural-compressor asks for them: pairs of inputs and labels."""
-
-    batch_size = 1
-
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples = samples
-
-    def __iter__(self) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-        return ((dict(sample), 0) for sample in self.samples)
-
-
-class _Library:
-    """The parts of neural-compressor that are used.
-
-    Attributes:
-        version: Its version.
-        fit: Its main function.
-        settings: The class of its settings.
-        set_workspace: Where it writes what it always writes.
-        weight_only: Its functions for weights alone: its main function fails at products of two activations.
-    """
-
-    def __init__(self) -> None:
-        import neural_compressor
-        from neural_compressor import PostTrainingQuantConfig, quantization, set_workspace
-        from neural_compressor.adaptor.ox_utils import weight_only
-
-        self.version: str = neural_compressor.__version__
-        self.fit: Callable[..., Any] = quantization.fit
-        self.settings: Callable[..., Any] = PostTrainingQuantConfig
-        self.set_workspace: Callable[[str], None] = set_workspace
-        self.weight_only: Any = weight_only
-
-
-def _neural_compressor() -> _Library:
-    """Import neural-compressor.
-
-    Raises:
-        MissingDependencyError: It or a part of it is not there.
-    """
-    try:
-        with _silent(io.StringIO()):
-            return _Library()
-    except ImportError as error:
-        what = f"quantize-inc needs neural-compressor with its ONNX part: {error}"
-        raise MissingDependencyError(what, hint=INSTALL) from error
-
-
-@contextlib.contextmanager
-def _silent(said: io.StringIO) -> Iterator[None]:
-    """Catch what is printed, and keep logging and warnings quiet."""
-    disabled = logging.root.manager.disable
-    try:
-        logging.disable(logging.CRITICAL)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-
-
-def _last_exception(text: str) -> str:
-    """Return the last exception of a printed traceback in one line."""
-    lines = [line.strip() for line in text.splitlines() if re.match(r"[\w.]+(Error|Exception|Fail)\b", line)]
-    return lines[-1] if lines else "it returned no model"
 
 
 def _reduces_range(target: Target | None) -> bool:
     weights = target.weights.get("int8") if target is not None else None
     return target is not None and weights is not None and target.needs_reduced_range(weights)
-
-
-def _prepared(model: ir.Model) -> ir.Model:
-    """Return a copy for neural-compressor: it transposes weights and leaves their old shapes beside them."""
-    copy = model.clone()
-    for value in copy.graph.initializers.values():
-        if not value.is_graph_input() and not value.is_graph_output():
-            value.type = value.shape = None
-    copy.graph.opset_imports.setdefault("com.microsoft", 1)  # the domain of MatMulNBits, which it does not declare
-    return copy
 
 
 def _how(node: ir.Node, new: ir.Node) -> str:
@@ -345,12 +199,6 @@ def _how(node: ir.Node, new: ir.Node) -> str:
 def _reads_integers(node: ir.Node) -> bool:
     producers = [value.producer() for value in node.inputs if value is not None]
     return any(producer is not None and producer.op_type == "DequantizeLinear" for producer in producers)
-
-
-def _is_renamed(node: ir.Node, result: ir.Model) -> bool:
-    """Whether the node's first result is still computed under its name, by a node with another one."""
-    names = {value.name for each in result.graph for value in each.outputs}
-    return any(value.name in names for value in node.outputs)
 
 
 def _remark_bodies(model: ir.Model, context: Context) -> None:
@@ -370,6 +218,9 @@ def _take(model: ir.Model, result: ir.Model) -> None:
     used = {node.domain for node in new.all_nodes()} | {"", *old.opset_imports}
     for domain in [domain for domain in new.opset_imports if domain not in used]:
         del new.opset_imports[domain]
+    order = sorted(new.initializers.items())  # it keeps some of them in sets
+    new.initializers.clear()
+    new.initializers.update(order)
     new.name = old.name
     model.graph = new
     model.ir_version = max(model.ir_version, result.ir_version)
