@@ -98,6 +98,50 @@ def test_only_what_later_nodes_read_is_held() -> None:
     assert set(walk._values[0]) == {"c", "early"}  # the memory bound is the point
 
 
+def test_what_a_body_reads_is_held_until_it_was_run() -> None:
+    model = _model()
+    walk = Walk(model, _samples())
+    walk.advance(_node(model, "c"))
+    assert set(walk._values[0]) == {"flag", "a", "b", "early"}
+
+
+def test_what_is_changed_of_a_constant_value_is_computed_anew() -> None:
+    model = ir.from_onnx_text(QDQ)
+    walk = Walk(model, [{"x": np.ones((1, 2), np.float32)}])
+    weight = _node(model, "w").outputs[0]
+    assert walk.outputs(_node(model, "w"))[0].shape == (2, 2)
+    walk.add(weight, np.ones((2, 2), np.float32))  # the initializers behind it are what counts
+    np.testing.assert_array_equal(walk.values(weight)[0], [[0.5, 0], [0, 0.5]])
+
+
+DEFAULT = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,2] x, float[2] k) => (float[N,2] y) <float[2] k = {1,2}> { a = Mul(x, k)  y = Mul(a, k) }
+"""
+
+
+def test_a_default_holds_where_a_sample_does_not_override_it() -> None:
+    ones, tens = np.ones((1, 2), np.float32), np.full(2, 10, np.float32)
+    for samples, expected in (([{"x": ones}], [[1, 4]]), ([{"x": ones}, {"x": ones, "k": tens}], [[1, 4], [100, 100]])):
+        model = ir.from_onnx_text(DEFAULT)
+        walk = Walk(model, samples)
+        walk.inputs(_node(model, "y"))
+        found = walk.outputs(_node(model, "y"))
+        np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
+def test_nodes_put_in_while_it_walks_are_run() -> None:
+    model = _model()
+    walk, samples = Walk(model, _samples()), _samples()
+    walk.inputs(_node(model, "b"))
+    added = ir.Node("", "Neg", [_node(model, "early").outputs[0]], num_outputs=1, name="neg")
+    added.outputs[0].name = "negative"
+    model.graph.insert_before(_node(model, "b"), added)
+    _node(model, "b").replace_input_with(0, added.outputs[0])
+    for row, sample in zip(walk.inputs(_node(model, "b")), samples, strict=True):
+        np.testing.assert_allclose(row[0], -np.maximum(sample["x"] * [1, 2, 3, 4], 0), rtol=1e-6)
+
+
 def test_a_kept_value_stays() -> None:
     model = _model()
     walk = Walk(model, _samples())

@@ -94,7 +94,12 @@ class Walk:
         return self.values(node.outputs[0])
 
     def add(self, value: ir.Value, term: np.ndarray) -> None:
-        """Add a term to a value that is held, in every sample: what changing the node that was just passed has done."""
+        """Add a term to a value, in every sample: what changing the node that was just passed has done.
+
+        A value that depends on constants only is computed anew anyway.
+        """
+        if value.producer() in self._fixed:
+            return
         for held in self._values:
             held[value.name or ""] = held[value.name or ""] + term
 

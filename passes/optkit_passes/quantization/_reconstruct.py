@@ -38,6 +38,7 @@ HELD_BYTES = 1 << 26  # what the samples that walk along may hold
 FEWEST = 8  # samples that walk along, however large
 STREAMS = 4  # a layer's input and output, in float and quantized
 ROWS_PER_COLUMN = 8  # inputs that the rounding of one row is fitted to, per weight of it
+FEWEST_ROWS = 4096  # and at least so many, where there are: small layers fit too well to few of them
 MOST_COLUMNS = 1024  # rounded together; the correlations of wider inputs are cut into such pieces
 
 Rounding = Literal["nearest", "gptq"]
@@ -88,7 +89,7 @@ class Reconstruction:
 
         ``centered``: about their mean, which the bias will make up for.
         """
-        form = matrix_layer(layer)
+        form = matrix_layer(layer, stored.weight.shape)
         if isinstance(form, str):
             self.context.missed(layer.node, f"weights rounded to nearest: {form}")
             return
@@ -167,11 +168,11 @@ def _pieces(form: MatrixLayer, params: QuantParams) -> list[slice]:
 def _moments(form: MatrixLayer, inputs: Sequence[np.ndarray], part: slice, *, centered: bool) -> np.ndarray:
     """Return the second moments [K', K'] of a part of the layer's inputs, about their mean if ``centered``."""
     columns = len(range(*part.indices(form.columns)))
-    most = max(1, -(-ROWS_PER_COLUMN * columns // len(inputs)))
+    most = -(-max(ROWS_PER_COLUMN * columns, FEWEST_ROWS) // len(inputs))
     total, squares, count = np.zeros(columns), np.zeros((columns, columns)), 0
     middle = form.rows(inputs[0], most)[:, part].mean(axis=0) if centered else 0  # near the mean: nothing cancels later
-    for value in inputs:
-        rows = form.rows(value, most)[:, part] - middle
+    for turn, value in enumerate(inputs):
+        rows = form.rows(value, most, turn)[:, part] - middle
         squares += rows.T @ rows
         total += rows.sum(axis=0)
         count += len(rows)

@@ -62,20 +62,17 @@ class MatrixLayer:
         """Return [N, K] in the weight's own shape."""
         return matrix.T if self.transposed else matrix.reshape(self.shape)
 
-    def rows(self, value: np.ndarray, most: int) -> np.ndarray:
-        """Return at most ``most`` evenly spread rows [T, K] of one input, in its dtype."""
+    def rows(self, value: np.ndarray, most: int, turn: int = 0) -> np.ndarray:
+        """Return at most ``most`` rows [T, K] spread over one input, in its dtype; others with every ``turn``."""
         if self.window is not None:
-            return _patches(value, self.window, most)
+            return _patches(value, self.window, most, turn)
         flat = value.T if self.transposed_input else value.reshape(-1, value.shape[-1])
-        return np.asarray(flat[_spread(len(flat), most)])
+        return np.asarray(flat[_spread(len(flat), most, turn)])
 
 
-def matrix_layer(layer: Layer) -> MatrixLayer | str:
-    """Return how a layer's stored weight reads as one matrix, or why it does not."""
-    node, stored = layer.node, layer.stored
-    assert stored is not None
-    assert stored.shape is not None
-    shape = tuple(stored.shape.numpy())
+def matrix_layer(layer: Layer, shape: tuple[int, ...]) -> MatrixLayer | str:
+    """Return how a layer's stored weight of this shape reads as one matrix, or why it does not."""
+    node = layer.node
     if node.op_type == "ConvTranspose":
         return "an input of a transposed convolution adds to many outputs"
     if layer.axis is None:
@@ -105,7 +102,7 @@ def _window(node: ir.Node, shape: tuple[int, ...]) -> Window:
     return Window(shape[2:], strides, dilations, fixed, auto_pad)
 
 
-def _patches(value: np.ndarray, window: Window, most: int) -> np.ndarray:
+def _patches(value: np.ndarray, window: Window, most: int, turn: int) -> np.ndarray:
     """Return input patches [T, C * kernel] of [N, C, spatial...] in the order of the weight's axes."""
     axes, columns = len(window.kernel), value.shape[1] * int(np.prod(window.kernel))
     padded = np.pad(value, [(0, 0), (0, 0), *window.padding(value.shape[2:])])
@@ -116,10 +113,17 @@ def _patches(value: np.ndarray, window: Window, most: int) -> np.ndarray:
     steps = (1, 1, *window.strides, *window.dilations)  # [N, C, positions..., taps...]
     view = view[tuple(slice(None, None, step) for step in steps)]
     positions = (view.shape[0], *view.shape[2 : 2 + axes])
-    picked = np.unravel_index(_spread(int(np.prod(positions)), most), positions)
+    picked = np.unravel_index(_spread(int(np.prod(positions)), most, turn), positions)
     patches = np.moveaxis(view, 1, 1 + axes)[picked]  # [T, C, kernel...]
     return np.asarray(patches.reshape(len(patches), columns))
 
 
-def _spread(count: int, most: int) -> np.ndarray:
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)) if count else np.empty(0, int)
+def _spread(count: int, most: int, turn: int) -> np.ndarray:
+    """Return one index out of each of ``most`` equal parts of ``range(count)``, or all of them, in their order.
+
+    Which one is a matter of chance: a fixed step would pick the same columns of every image.
+    """
+    if count <= most:
+        return np.arange(count)
+    chance = np.random.default_rng([turn, count]).random(most)
+    return np.unique(((np.arange(most) + chance) * (count / most)).astype(int))
