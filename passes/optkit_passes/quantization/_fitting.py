@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from optkit.quant.clipping import search_qparams
-from optkit.quant.gptq import gptq, refit
+from optkit.quant.gptq import fit_scales, gptq, refit
 from optkit.quant.hqq import hqq_qparams
 from optkit.quant.integers import (
     IntegerGrid,
@@ -82,7 +82,9 @@ class Fitting:
         params = self._nearest(rows, hessian, name).params
         if few:
             hessian = _without(hessian, self._uncertain(rows, params, moments))
-        return Integers(self._gptq(rows, hessian, params), params)
+        values = self._gptq(rows, hessian, params)
+        params = fit_scales(rows, hessian, values, params, damping=self.damping, name=name)
+        return Integers(values, self._stored(params))
 
     def rounded(self, rows: np.ndarray) -> np.ndarray:
         """Return rows float32 [N, K] as they are after rounding to nearest."""
