@@ -92,7 +92,11 @@ def test_every_command_of_the_tour_runs_and_prints_what_the_readme_shows(
         done = optkit_(step.words, desk)
         assert done.returncode == 0, (step.words, done.stderr)
         ran.append(step.words[1])
-        shown = [line for line in step.shown if line != "..." and (emulated or not re.search("under qemu|\\(emulated\\)", line))]
+        shown = [
+            line
+            for line in step.shown
+            if line != "..." and (emulated or not re.search("under qemu|\\(emulated\\)", line))
+        ]
         if step.words[1] == "diff":  # which tensors are the worst is the library's business
             shown = [shown[0], shown[-1]]
         printed = {shape(line) for line in (done.stdout + done.stderr).splitlines()}

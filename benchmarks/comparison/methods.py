@@ -79,7 +79,8 @@ def _blocks(task: str, tool: str, name: str, script: str, *options: str) -> Meth
 
 ORT, NNCF, ONC, HQQ, INC = REQUIREMENTS
 METHODS: tuple[Method, ...] = (
-    _ours("w8a8", "static", "--precision", "w8a8"),
+    _ours("w8a8", "default", "--precision", "w8a8"),
+    _ours("w8a8", "static", "--precision", "w8a8", "--set", "quantize-int8.form=static"),
     _int8(ORT, "static", "onnxruntime_integer"),
     _int8(ORT, "static, 7-bit weights", "onnxruntime_integer", "reduce_range=1"),
     _int8(ORT, "static, layers only", "onnxruntime_integer", "layers=1"),
@@ -96,6 +97,7 @@ METHODS: tuple[Method, ...] = (
     _int8(INC, "smoothquant", "neural_compressor_all", "algorithm=smoothquant"),
     _int8(INC, "dynamic", "neural_compressor_all", "algorithm=dynamic"),
     _ours("w4a16-b32", "default", "--precision", "w4a16-b32"),
+    _ours("w4a16-b32", "rtn", "--precision", "w4a16-b32", "--set", "quantize-weights.method=rtn"),
     _blocks("w4a16-b32", ORT, "default", "onnxruntime_nbits"),
     _blocks("w4a16-b32", ORT, "default, symmetric", "onnxruntime_nbits", "symmetric=1"),
     _blocks("w4a16-b32", HQQ, "hqq", "onnxruntime_nbits", "method=hqq"),
