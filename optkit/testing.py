@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from optkit.dataset.samples import random_samples
+from optkit.dataset.samples import Samples, random_samples
 from optkit.model.loading import load_text
 from optkit.pipeline import LOSSY, Context, Pass, Pipeline
 
@@ -27,6 +27,8 @@ class Golden:
         after: The model after it; None: the pass must change nothing.
         missed: The messages of all ``missed`` remarks that the pass gives (``# missed: ...`` lines).
         options: Options of the pass (``# option: name = value`` lines).
+        calibration: Smallest and largest value of calibration inputs, which are filled evenly between them
+            (``# calibration: low, high``); None: the pass gets no calibration data.
     """
 
     title: str
@@ -34,6 +36,7 @@ class Golden:
     after: str | None
     missed: tuple[str, ...]
     options: dict[str, str]
+    calibration: tuple[float, float] | None = None
 
 
 def read_golden(path: Path) -> list[Golden]:
@@ -46,8 +49,10 @@ def read_golden(path: Path) -> list[Golden]:
         missed = tuple(c.removeprefix("missed:").strip() for c in comments if c.startswith("missed:"))
         options = dict(c.removeprefix("option:").split("=", 1) for c in comments if c.startswith("option:"))
         options = {key.strip(): value.strip() for key, value in options.items()}
-        title = next((c for c in comments if not c.startswith(("missed:", "option:"))), "untitled")
-        cases.append(Golden(title, before.strip(), after[0].strip() if after else None, missed, options))
+        bounds = [c.removeprefix("calibration:").split(",") for c in comments if c.startswith("calibration:")]
+        low_high = (float(bounds[0][0]), float(bounds[0][1])) if bounds else None
+        title = next((c for c in comments if not c.startswith(("missed:", "option:", "calibration:"))), "untitled")
+        cases.append(Golden(title, before.strip(), after[0].strip() if after else None, missed, options, low_high))
     return cases
 
 
@@ -62,8 +67,8 @@ def check_golden(case: Golden, pass_class: type[Pass], *, samples: int = 4) -> N
     """
     pass_ = pass_class.model_validate(case.options)
     model = load_text(case.before)
-    context = Context()
     inputs = random_samples(model, samples)
+    context = Context(calibration=None if case.calibration is None else _even(inputs, *case.calibration))
     Pipeline([pass_], strict=True).run(model, context, list(inputs))
     expected = load_text(case.after if case.after is not None else case.before)
     got, want = normal_text(model), normal_text(expected)
@@ -76,6 +81,20 @@ def check_golden(case: Golden, pass_class: type[Pass], *, samples: int = 4) -> N
         again = Context()
         Pipeline([pass_], strict=True).run(model, again, list(inputs))
         assert not [r for r in again.remarks if r.kind == "applied"], f"{case.title}: a second run changed it again"
+
+
+def _even(samples: Samples, low: float, high: float) -> Samples:
+    """Return samples of the same shapes whose floats go evenly from ``low`` to ``high``."""
+    filled = [
+        {
+            name: np.linspace(low, high, array.size, dtype=array.dtype).reshape(array.shape)
+            if array.dtype.kind == "f"
+            else array
+            for name, array in sample.items()
+        }
+        for sample in samples
+    ]
+    return Samples(filled)
 
 
 def normal_text(model: ir.Model) -> str:

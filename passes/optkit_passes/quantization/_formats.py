@@ -76,7 +76,12 @@ class Formats:
 
 
 def choose_formats(
-    target: Target | None, weight_bits: int, activation_bits: int, block_size: int | None = None
+    target: Target | None,
+    weight_bits: int,
+    activation_bits: int,
+    block_size: int | None = None,
+    *,
+    per_channel: bool = True,
 ) -> Formats:
     """Return the target's formats of these widths, or onnxruntime's where there is no target.
 
@@ -85,6 +90,7 @@ def choose_formats(
         weight_bits: Width of weights.
         activation_bits: Width of activations.
         block_size: Weights that share a scale; 0: a whole channel; None: what the format names first.
+        per_channel: Whether an output channel has a scale of its own where the target takes that.
 
     Raises:
         InputError: The target takes no weights or no activations of such a width, or no such blocks.
@@ -93,7 +99,7 @@ def choose_formats(
     activations = _format(target, "activations", ACTIVATIONS, activation_bits)
     if block_size is None:
         blocks = weights.granularity[0] == "block" and "DequantizeLinear" in weights.operators
-        block_size = weights.block_size[0] if blocks and weights.block_size else 0
+        block_size = weights.block_size[0] if blocks and weights.block_size and per_channel else 0
     elif block_size and target is not None and block_size not in weights.block_size:
         hint = f"it takes {', '.join(map(str, weights.block_size))}" if weights.block_size else "leave the size out"
         raise InputError(f"target '{target.name}' takes no blocks of {block_size} weights", hint=hint)
@@ -107,7 +113,7 @@ def choose_formats(
         weights=grid,
         tables=grid if weight_bits == 8 else integer_grid(tables.dtype, symmetric=tables.symmetric),
         activations=integer_grid(activations.dtype, symmetric=activations.symmetric),
-        per_channel="channel" in weights.granularity,
+        per_channel=per_channel and "channel" in weights.granularity,
         block_size=block_size,
         pairs_saturate=by_pairs,
     )
