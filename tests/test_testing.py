@@ -55,7 +55,10 @@ def golden(before: str, after: str | None = None, missed: tuple[str, ...] = (), 
 
 def test_a_file_is_split_into_cases_with_titles_remarks_and_options(tmp_path: Path) -> None:
     path = tmp_path / "refuse.txt"
-    path.write_text(f"# first\n{NEG}\n---\n{ABS}\n=====\n# second\n# missed: a: b\n# option: reason = a: b\n{NEG}\n")
+    path.write_text(
+        f"# first\n{NEG}\n---\n{ABS}\n=====\n# second\n# missed: a: b\n# option: reason = a: b\n"
+        f"# calibration: -1, 2.5\n{NEG}\n"
+    )
     first, second = read_golden(path)
     assert (first.title, first.before, first.after, first.missed) == ("first", NEG, ABS, ())
     assert (second.title, second.after, second.missed, second.options) == (
@@ -64,6 +67,7 @@ def test_a_file_is_split_into_cases_with_titles_remarks_and_options(tmp_path: Pa
         ("a: b",),
         {"reason": "a: b"},
     )
+    assert (first.calibration, second.calibration) == (None, (-1.0, 2.5))
 
 
 def test_a_refusal_is_checked_word_for_word() -> None:
