@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -10,10 +13,13 @@ from optkit.dataset.samples import Samples
 from optkit.errors import InputError
 from optkit.model.loading import load_text
 from optkit.pipeline import Context, Pipeline, Remark
+from optkit.quant.calibrate import observe
+from optkit.quant.histogram import Histogram
 from optkit.target import IntegerFormat, Target, load_target
+from optkit_passes.quantization import quantize_int8, quantize_static
 from optkit_passes.quantization.quantize_int8 import QuantizeInt8
 from pass_runs import op_types
-from quantizing import LAYERS, build, inputs_of, random, residual, sqnr, transformer_block
+from quantizing import LAYERS, build, inputs_of, params, random, residual, sqnr, transformer_block
 
 
 def able(name: str = "cortex-a53") -> Target:
@@ -40,6 +46,27 @@ def spoken(remarks: list[Remark]) -> str:
     return next(r.message for r in remarks if r.message.startswith(("chose", "quantized")))
 
 
+def measured(remarks: list[Remark]) -> str:
+    """Return what was measured."""
+    return next(r.message for r in remarks if r.kind == "applied" and r.message.startswith("chose"))
+
+
+def figures_of(told: str) -> dict[str, float]:
+    """Return the SQNR of each form."""
+    return {part.rsplit(" ", 2)[0]: float(part.split()[-2]) for part in told.split(", ")}
+
+
+def inputs_scale(model: ir.Model) -> float:
+    """Return the scale that input 'x' is quantized with."""
+    return float(params(model.graph.inputs[0])[0])
+
+
+def exact_scale(samples: Sequence[Mapping[str, np.ndarray]]) -> float:
+    """Return the scale over the exact range of 'x'."""
+    arrays = [sample["x"] for sample in samples]
+    return float(max(array.max() for array in arrays) - min(array.min() for array in arrays)) / 255
+
+
 def with_outliers(model: ir.Model, count: int = 16) -> list[dict[str, np.ndarray]]:
     samples = inputs_of(model, count)
     samples[0]["x"] = samples[0]["x"] * 50  # a range that no other sample needs
@@ -62,11 +89,52 @@ def test_the_form_of_highest_sqnr_is_the_one_kept() -> None:
     samples = [{"x": s["x"] * 100} for s in inputs_of(model, 16)]
     result, remarks = quantized(model, samples, able())
     chosen, told = spoken(remarks).removeprefix("chose ").split(": SQNR on 4 held-out samples: ")
-    figures = {part.rsplit(" ", 2)[0]: float(part.split()[-2]) for part in told.split(", ")}
-    statics = {"static", "static with clipped activations"}
+    figures = figures_of(told)
+    statics = {"static", "static with mse ranges", "static with percentile ranges"}
     assert set(figures) == statics | {"dynamic", "dynamic with clipped weights"}
     assert figures[chosen] == max(figures.values())
     assert bool(op_types(result)["DynamicQuantizeLinear"]) == (chosen not in statics)
+
+
+def test_of_forms_whose_biases_are_corrected_the_best_is_kept() -> None:
+    model = LAYERS["conv"]()
+    result, remarks = quantized(model, inputs_of(model, 32), able("host"))
+    chosen, told = measured(remarks).removeprefix("chose ").split(": SQNR on 8 held-out samples: ")
+    plain, corrected = (figures_of(part) for part in told.split("; with biases corrected: "))
+    best = max(plain.values())
+    assert set(corrected) == {name for name, found in plain.items() if found >= best - 1}
+    assert corrected[chosen] == max(corrected.values())
+    assert sum(r.message.startswith("bias corrected") for r in remarks) == 1
+    assert sqnr(model, result) > 30
+
+
+def test_static_forms_share_one_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    observed: list[tuple[str, int]] = []
+
+    def counting(model: ir.Model, names: Iterable[str], samples: Samples, **rest: Any) -> dict[str, Histogram]:
+        names = list(names)
+        observed.extend((name, len(samples)) for name in names)
+        return observe(model, names, samples, **rest)
+
+    monkeypatch.setattr(quantize_static, "observe", counting)
+    model = residual()
+    quantized(model, inputs_of(model, 16), able("host"))
+    assert {count for _, count in observed} == {12}
+    assert len({name for name, _ in observed}) == len(observed) > 5
+
+
+@pytest.mark.parametrize("count", [15, 16])
+def test_few_samples_are_all_fitted_to_and_of_many_the_measured_model_is_kept(count: int) -> None:
+    model = residual()
+    samples = inputs_of(model, count)
+    samples[3]["x"] = samples[3]["x"] * 3  # held out
+    fitted = [sample for index, sample in enumerate(samples) if index % 4 != 3]
+    result, remarks = quantized(model, samples, able("host"), form="static")
+    few = measured(remarks).endswith("; then fitted to all 15 samples, and not measured again")
+    assert few == (count == 15)
+    assert f"SQNR on {count - len(fitted)} held-out samples" in measured(remarks)
+    ratio = inputs_scale(result) / exact_scale(fitted)
+    assert ratio > 1.5 if few else ratio < 1.01
 
 
 def test_convolutions_stay_static_beside_dynamic_products() -> None:
@@ -139,5 +207,17 @@ def test_a_model_without_weights_is_left_alone() -> None:
     model = load_text('<ir_version: 8, opset_import: ["" : 17]> main (float[2] x) => (float[2] y) { y = Neg (x) }')
     context = Context(calibration=Samples(inputs_of(model, 2)))
     QuantizeInt8().run(model, context)
-    assert spoken(context.remarks) == "quantized statically: no matrix product has constant weights"
+    said = [(remark.kind, remark.message) for remark in context.remarks]
+    assert said == [("missed", "it has no convolution, matrix product or table to quantize")]
     assert op_types(model) == {"Neg": 1}
+    assert not model.metadata_props
+
+
+def test_what_cannot_be_quantized_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("(float[2,4] x, float[4,3] z) => (float[2,3] y) { y = MatMul (x, z) }")
+    samples = [{name: np.zeros_like(array) for name, array in sample.items()} for sample in inputs_of(model, 8)]
+    monkeypatch.setattr(quantize_int8, "run_samples", lambda *_: pytest.fail("measured"))
+    result, remarks = quantized(model, samples, able())
+    assert [(r.kind, r.message) for r in remarks] == [("missed", "tensor 'z' is 0 in every calibration sample")]
+    assert op_types(result) == {"MatMul": 1}
+    assert "onnx.infer" not in result.metadata_props

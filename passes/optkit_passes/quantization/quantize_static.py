@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -58,6 +59,7 @@ class QuantizeStatic(Pass):
         activation_bits: Width of activations, 8 or 16.
         block_size: Weights of a row of a matrix product that share a scale; 0: the whole channel; None: what the
             target's format names first.
+        per_channel: Whether each output channel has its own scale, where the target takes that.
         range_method: How an activation's range is read from what calibration saw: ``minmax``, ``average`` (a
             moving-average observer: the mean of the samples' bounds), ``percentile``, ``entropy`` (smallest KL
             divergence), ``mse`` (smallest squared error), or ``auto``: the one of these that moves the model's outputs
@@ -79,6 +81,7 @@ class QuantizeStatic(Pass):
     weight_bits: Literal[4, 8] = 8
     activation_bits: Literal[8, 16] = 8
     block_size: int | None = Field(default=None, ge=0)
+    per_channel: bool = True
     range_method: Method = "minmax"
     percentile: float = Field(default=99.99, gt=50, le=100)
     momentum: float = Field(default=1.0, gt=0, le=1)
@@ -88,7 +91,13 @@ class QuantizeStatic(Pass):
 
     def run(self, model: ir.Model, context: Context) -> None:
         """Quantize the main graph in place."""
-        formats = choose_formats(context.target, self.weight_bits, self.activation_bits, self.block_size)
+        self.quantize(model, context, Observations(counts=self.range_method not in ("minmax", "average")))
+
+    def quantize(self, model: ir.Model, context: Context, seen: Observations) -> None:
+        """Quantize the main graph in place; only tensors that ``seen`` does not hold are observed, and added to it."""
+        formats = choose_formats(
+            context.target, self.weight_bits, self.activation_bits, self.block_size, per_channel=self.per_channel
+        )
         _remark_bodies(model, context)
         objection = formats.objection(opset(model), context.target)
         if objection:
@@ -99,7 +108,7 @@ class QuantizeStatic(Pass):
             context.applied(node, "joined with the bias added to its result")
         original = model.clone()
         twins = dict(zip(model.graph, original.graph, strict=True))
-        plan, histograms = self._calibrate(model, context)
+        plan, histograms = self._calibrate(model, context, seen), seen.histograms
         ranges = RangeChoice(self.range_method, self.percentile)
         params = ranges.params(model, plan, histograms, formats.activations, context.calibration or (), context.track)
         tables = [node for node in model.graph if self.embeddings and embedding_table(node) is not None]
@@ -135,19 +144,19 @@ class QuantizeStatic(Pass):
                 context.missed(where, f"reads '{value.name}' in float, so that it is stored in both forms")
         model.metadata_props["onnx.infer"] = "onnxruntime.quant"  # as onnxruntime's own tool marks its models
 
-    def _calibrate(self, model: ir.Model, context: Context) -> tuple[Plan, dict[str, Histogram]]:
-        """Return the plan and what was observed; a node whose tensors calibration says nothing about stays float."""
+    def _calibrate(self, model: ir.Model, context: Context, seen: Observations) -> Plan:
+        """Return the plan; a node whose tensors calibration says nothing about stays float."""
         excluded: dict[ir.Node, str] = {}
-        histograms: dict[str, Histogram] = {}
+        histograms = seen.histograms
         while True:
             plan = plan_regions(model.graph, excluded)
             computed = [value for sources in plan.sources.values() for value in sources if not is_constant(value)]
             wanted = dict.fromkeys(value.name or "" for value in computed if value.name not in histograms)
             if wanted:
-                counts = self.range_method not in ("minmax", "average")
-                histograms |= observe(
-                    model, wanted, context.calibration, counts=counts, momentum=self.momentum, track=context.track
+                found = observe(
+                    model, wanted, context.calibration, counts=seen.counts, momentum=self.momentum, track=context.track
                 )
+                histograms.update(found)
             useless = [value for value in computed if _is_useless(value, plan, histograms)]
             for value in useless:
                 what = "has no elements" if histograms[value.name or ""].empty else "is 0"
@@ -158,7 +167,20 @@ class QuantizeStatic(Pass):
                 break
         if histograms and context.calibration is not None and len(context.calibration) == 1:
             context.missed("calibration", "one sample only: ranges seen in it may be too narrow for others")
-        return plan, histograms
+        return plan
+
+
+@dataclass
+class Observations:
+    """What calibration saw of a model's tensors: copies of one model, quantized in several ways, may share it.
+
+    Attributes:
+        counts: Whether values are counted; ``minmax`` and ``average`` ranges do without.
+        histograms: By the tensor's name.
+    """
+
+    counts: bool
+    histograms: dict[str, Histogram] = field(default_factory=dict)
 
 
 def _write(
