@@ -30,6 +30,7 @@ Method = Literal["minmax", "rtn", "hqq", "gptq"]
 WORTH_DB = 0.1
 # Shares of the Hessian's off-diagonals that are tried as too uncertain to follow; 1 is rounding to nearest.
 SHARES = (0.0, 0.1, 0.3, 1.0)
+MANY_STEPS = 2  # above so many bits it hardly matters which scales GPTQ starts from
 JUDGED = 64  # rows that choose the share for all
 PLENTY = 8  # inputs for every element of a row: then nothing is uncertain
 
@@ -82,6 +83,14 @@ class Fitting:
         params = self._nearest(rows, hessian, name).params
         if few:
             hessian = _without(hessian, self._uncertain(rows, params, moments))
+        fitted = self._fitted(rows, hessian, params, name)
+        if self.bits > MANY_STEPS or few:
+            return fitted
+        wide = replace(self, method="minmax")._nearest(rows, hessian, name).params
+        return min(fitted, self._fitted(rows, hessian, wide, name), key=lambda each: _error(rows, hessian, each))
+
+    def _fitted(self, rows: np.ndarray, hessian: np.ndarray, params: QuantParams, name: str) -> Integers:
+        """Return what GPTQ finds from given scales, and the scales that suit it."""
         values = self._gptq(rows, hessian, params)
         params = fit_scales(rows, hessian, values, params, damping=self.damping, name=name)
         return Integers(values, self._stored(params))
@@ -166,6 +175,12 @@ class Fitting:
                 error = dequantize(values, some).astype(np.float64) - rows[::step]
                 errors[share] += float(((error @ judge) * error).sum())
         return min(SHARES, key=errors.__getitem__)
+
+
+def _error(rows: np.ndarray, hessian: np.ndarray, found: Integers) -> float:
+    """Return the squared error of the outputs, ``tr(D H D^T)``."""
+    error = dequantize(found.values, found.params).astype(np.float64) - rows
+    return float(((error @ hessian) * error).sum())
 
 
 def _without(hessian: np.ndarray, share: float) -> np.ndarray:
