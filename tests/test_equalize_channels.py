@@ -231,3 +231,11 @@ def test_no_sample_that_reaches_the_seam() -> None:
     )
     _, remarks = equalized(model, [{"x": np.zeros((0, 6), np.float32)}] * 2)
     assert told(remarks, "missed")["MatMul_0"] == "its channels keep their scales: no calibration sample reaches it"
+
+
+def test_products_only_leaves_convolutions_alone() -> None:
+    _, remarks = equalized(SEAMS["relu"](), products_only=True)
+    assert told(remarks, "missed")["Conv_0"] == "its channels keep their scales: a convolution reads them"
+    assert not told(remarks, "applied")
+    _, remarks = equalized(SEAMS["flattened"](), products_only=True)
+    assert "Conv_0" in told(remarks, "applied")

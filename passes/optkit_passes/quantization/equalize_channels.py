@@ -17,6 +17,8 @@ from ._equalization import CROSS_LAYER, SMOOTHING, Trial
 from ._formats import choose_formats
 from ._seams import Seam, find_seams
 
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+
 
 class EqualizeChannels(Pass):
     """Move magnitude from channels with large activations or weights to where the integers have room for it.
@@ -34,6 +36,8 @@ class EqualizeChannels(Pass):
         weight_bits: Width that weights will have.
         activation_bits: Width that activations will have.
         per_channel: Whether each output channel will have a scale for its weights, where the target takes that.
+        products_only: Whether only channels that nothing but matrix products read are tried: the quickest, and the
+            ones that gain where each channel has its own scale.
         clamps: Whether clamps are passed; None: where weights share one scale, which clamped networks do not survive.
         smallest_gain: Scales that gain less are not worth it; in dB of the readers' outputs.
         samples: The most calibration samples to observe channels in.
@@ -45,6 +49,7 @@ class EqualizeChannels(Pass):
     weight_bits: Literal[4, 8] = 8
     activation_bits: Literal[8, 16] = 8
     per_channel: bool = True
+    products_only: bool = False
     clamps: bool | None = None
     smallest_gain: float = Field(default=0.3, ge=0)
     samples: int = Field(default=128, ge=1)
@@ -64,6 +69,9 @@ class EqualizeChannels(Pass):
             if not isinstance(seam, Seam):
                 node, reason = seam
                 context.missed(node, f"its channels keep their scales: {reason}")
+                continue
+            if self.products_only and any(each.node.op_type in CONVOLUTIONS for each in seam.readers):
+                context.missed(seam.where, "its channels keep their scales: a convolution reads them")
                 continue
             walk.advance(seam.where)
             inputs = [array for array in walk.values(seam.makers[0].data) if array.size]
