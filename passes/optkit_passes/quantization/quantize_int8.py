@@ -218,7 +218,7 @@ class _Trial:
     def _reference(self) -> tuple[list[Sample], list[Outputs]]:
         """The held-out samples, read once, and the model's outputs for them."""
         samples = list(self.held)
-        return samples, run_samples(self.model, samples)
+        return samples, run_samples(self.model, samples, optimize=True)
 
 
 def _why_static(model: ir.Model, target: Target | None) -> str:
