@@ -45,8 +45,10 @@ class Session:
     def __init__(self, model: ir.Model | Path, *, optimize: bool = False, threads: int = 0) -> None:
         options = session_options(optimize=optimize, threads=threads)
         try:
-            source: str | bytes = str(model)
-            if not isinstance(model, Path):
+            source: str | bytes
+            if isinstance(model, Path):
+                source = str(model)
+            else:
                 source, self._weights = _serialize(model, options)
                 options.add_external_initializers(list(self._weights), list(self._weights.values()))
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

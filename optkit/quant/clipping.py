@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+
 import numpy as np
 
 from optkit.errors import InputError
@@ -18,8 +22,10 @@ from optkit.quant.integers import (
 from optkit.quant.rows import from_rows, row_slices, row_values, to_rows
 
 # Beside shrunk ranges wider ones: a few values in many levels happen to lie near the steps of some scale.
-FACTORS = np.linspace(1.25, 0.35, 37)  # of a symmetric range
-SIDES = np.linspace(1.2, 0.4, 9)  # of either side of an asymmetric range: all pairs
+FACTORS = np.linspace(1.25, 0.35, 19)  # of a symmetric range
+BETWEEN = 0.025  # beside the best of them
+SIDES = np.linspace(1.2, 0.4, 5)  # of either side of an asymmetric range: all pairs
+BESIDE = 0.1  # beside the best of them
 NEARBY = (0.97, 0.985, 1.015, 1.03)  # of the best scale
 ROUNDS = 3  # of refinement
 
@@ -54,11 +60,15 @@ def search_qparams(
     rows = to_rows(weight, granularity)
     unit = row_values(np.abs(exact.scale), granularity)
     factor, zero = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
-    for part in row_slices(rows):
-        best = _Best(rows[part].astype(np.float32) / unit[part, None], None if costs is None else costs[part], grid)
+
+    def search(part: slice) -> None:
+        best = _Best(rows[part] / unit[part, None], None if costs is None else costs[part], grid)
         (_try_symmetric if grid.symmetric else _try_sides)(best)
         _refine(best)
         factor[part], zero[part] = best.factor, best.zero
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy lets go of the interpreter's lock
+        list(threads.map(search, row_slices(rows)))
     scale = factor * unit
     scale = np.where(np.abs(scale) < SMALLEST_SCALE, unit, scale)
     scale, zero_point = (from_rows(values, weight.shape, granularity) for values in (scale, zero.astype(grid.dtype)))
@@ -73,8 +83,8 @@ class _Best:
     """The best scale and zero point found so far for every row.
 
     Args:
-        values: float32 [rows, n], in steps of the row's exact range.
-        costs: float32 of the same shape, or None.
+        values: [rows, n], in steps of the row's exact range.
+        costs: Of the same shape, or None.
         grid: The integers to use.
 
     Attributes:
@@ -84,34 +94,57 @@ class _Best:
     """
 
     def __init__(self, values: np.ndarray, costs: np.ndarray | None, grid: IntegerGrid) -> None:
-        self.values, self.costs, self.grid = values, costs, grid
-        self.error = np.full(len(values), np.inf, np.float32)
-        self.factor = np.ones(len(values), np.float32)
-        self.zero = np.full(len(values), grid.middle, np.float32)
+        self.grid = grid
+        count, length = values.shape
+        # NumPy is quick along the last axis: many short rows lie side by side
+        self._axis = 0 if length < count else 1
+        self.values = self._laid(values)
+        self.costs = None if costs is None else self._laid(costs)
+        self.error = np.full(count, np.inf, np.float32)
+        self.factor = np.ones(count, np.float32)
+        self.zero = np.full(count, grid.middle, np.float32)
 
-    def offer(self, factor: np.ndarray | float, zero: np.ndarray | float) -> None:
-        """Take a row's scale and zero point where they are better than the best."""
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Magnitude of each row's smallest value below 0, and its largest above."""
+        return -self.values.min(axis=self._axis, initial=0.0), self.values.max(axis=self._axis, initial=0.0)
+
+    def offer(self, factor: np.ndarray | float, zero: np.ndarray | float) -> np.ndarray:
+        """Take a row's scale and zero point where they are better than the best; return where they are."""
         factor, zero = (np.broadcast_to(np.float32(value), self.error.shape) for value in (factor, zero))
-        difference = self.integers(factor, zero)
-        difference *= factor[:, None]
+        difference = self._integers(factor, zero)
+        difference *= np.expand_dims(factor, self._axis)
         difference -= self.values
-        if self.costs is None:
-            error = np.einsum("rn,rn->r", difference, difference)
-        else:
-            difference *= difference
-            error = np.einsum("rn,rn->r", difference, self.costs)
+        error = self._sums(difference, difference)
         better = error < self.error
         for best, new in ((self.error, error), (self.factor, factor), (self.zero, zero)):
             np.copyto(best, new, where=better)
+        return better
 
-    def integers(self, factor: np.ndarray, zero: np.ndarray) -> np.ndarray:
-        """Return the integers less their zero point, float32 [rows, n]."""
-        steps: np.ndarray = self.values / factor[:, None]
+    def fitted(self) -> np.ndarray:
+        """Return each row's scale that fits the integers of the best by least squares."""
+        integers = self._integers(self.factor, self.zero)
+        dot, square = self._sums(self.values, integers), self._sums(integers, integers)
+        fits = (square > 0) & (dot != 0)
+        return np.where(fits, dot / np.where(fits, square, 1), self.factor)
+
+    def _laid(self, rows: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(rows.T if self._axis == 0 else rows, np.float32)
+
+    def _sums(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Return the sum of products for each row, weighted by the costs."""
+        products = one * other
+        if self.costs is not None:
+            products *= self.costs
+        return np.asarray(products.sum(axis=self._axis))
+
+    def _integers(self, factor: np.ndarray, zero: np.ndarray) -> np.ndarray:
+        """Return the integers less their zero point, float32."""
+        steps: np.ndarray = self.values / np.expand_dims(factor, self._axis)
         np.rint(steps, out=steps)
-        if self.grid.symmetric:
-            np.clip(steps, self.grid.low - self.grid.middle, self.grid.high - self.grid.middle, out=steps)
-        else:
-            np.clip(steps, self.grid.low - zero[:, None], self.grid.high - zero[:, None], out=steps)
+        offset = np.float32(self.grid.middle) if self.grid.symmetric else np.expand_dims(zero, self._axis)
+        np.maximum(steps, self.grid.low - offset, out=steps)
+        np.minimum(steps, self.grid.high - offset, out=steps)
         return steps
 
 
@@ -120,16 +153,29 @@ def _try_symmetric(best: _Best) -> None:
         best.offer(factor, best.grid.middle)
         if best.grid.full_range:
             best.offer(-factor, best.grid.middle)
+    found = best.factor.copy()
+    for step in (-BETWEEN, BETWEEN):
+        best.offer(found + np.sign(found) * np.float32(step), best.grid.middle)
 
 
 def _try_sides(best: _Best) -> None:
-    below, above = -best.values.min(axis=1, initial=0.0), best.values.max(axis=1, initial=0.0)
+    below, above = best.bounds
     empty = below + above == 0
-    for low in SIDES:
-        for high in SIDES:
-            factor = np.where(empty, 1, (low * below + high * above) / best.grid.steps)
-            zero = np.rint(best.grid.low + low * below / factor)
-            best.offer(factor, np.clip(zero, best.grid.low, best.grid.high))
+    lows, highs = np.ones_like(below), np.ones_like(above)
+
+    def offer(low: np.ndarray | float, high: np.ndarray | float) -> None:
+        factor = np.where(empty, 1, (low * below + high * above) / best.grid.steps)
+        zero = np.rint(best.grid.low + low * below / factor)
+        better = best.offer(factor, np.clip(zero, best.grid.low, best.grid.high))
+        np.copyto(lows, low, where=better)
+        np.copyto(highs, high, where=better)
+
+    for low, high in product(SIDES, SIDES):
+        offer(low, high)
+    low_found, high_found = lows.copy(), highs.copy()
+    for low, high in product((-BESIDE, 0, BESIDE), repeat=2):
+        if low or high:
+            offer(low_found + low, high_found + high)
 
 
 def _refine(best: _Best) -> None:
@@ -138,11 +184,7 @@ def _refine(best: _Best) -> None:
         found = best.factor.copy()
         for factor in NEARBY:
             best.offer(found * np.float32(factor), best.zero)
-        integers = best.integers(best.factor, best.zero)
-        weighted = integers if best.costs is None else integers * best.costs
-        dot, square = (np.einsum("rn,rn->r", weighted, other) for other in (best.values, integers))
-        fits = (square > 0) & (dot != 0)
-        best.offer(np.where(fits, dot / np.where(fits, square, 1), best.factor), best.zero)
+        best.offer(best.fitted(), best.zero)
         if not best.grid.symmetric:
             for step in (-1, 1):
                 best.offer(best.factor, np.clip(best.zero + step, best.grid.low, best.grid.high))

@@ -8,7 +8,7 @@ import numpy as np
 
 from optkit.quant.integers import Granularity, PerBlock, PerChannel, scale_shape
 
-CACHED = 1 << 16  # values of one slice of rows: what a search reads again and again stays in a core's own cache
+CACHED = 1 << 18  # values of one slice of rows: what a search reads again and again stays in a core's own cache
 
 
 def to_rows(values: np.ndarray, granularity: Granularity) -> np.ndarray:
