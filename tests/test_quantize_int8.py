@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import quantizing
 from optkit.dataset.samples import Samples
 from optkit.errors import InputError
 from optkit.model.loading import load_text
@@ -221,3 +222,28 @@ def test_what_cannot_be_quantized_is_not_measured(monkeypatch: pytest.MonkeyPatc
     assert [(r.kind, r.message) for r in remarks] == [("missed", "tensor 'z' is 0 in every calibration sample")]
     assert op_types(result) == {"MatMul": 1}
     assert "onnx.infer" not in result.metadata_props
+
+
+def test_equalized_channels_take_part_where_products_read_uneven_ones() -> None:
+    spread = np.logspace(-2, 2, 8, base=4, dtype=np.float32)
+    model = build(
+        "(float[1,3,4,4] x) => (float[1,5] y) { h = Conv <pads=[1,1,1,1]> (x, w)  r = Relu (h)  f = Flatten (r) "
+        "y = Gemm <transB=1> (f, v, c) }",
+        w=random(8, 3, 3, 3) * spread.reshape(8, 1, 1, 1),
+        v=random(5, 128) / np.repeat(spread, 16),
+        c=random(5),
+    )
+    for count in (8, 64):  # fitted again to all, or kept as measured
+        result, remarks = quantized(model, inputs_of(model, count))
+        assert measured(remarks).startswith("chose static with equalized channels: ")
+        assert any("channels scaled by" in remark.message for remark in remarks)
+        assert sqnr(model, result) > sqnr(model, quantizing.quantized(model, inputs_of(model, count))[0]) + 3
+
+
+def test_a_dynamic_form_is_kept_where_it_comes_close() -> None:
+    model = transformer_block()
+    _, remarks = quantized(model, inputs_of(model))
+    figures = figures_of(measured(remarks).split(": ", 2)[2])
+    chosen = measured(remarks).removeprefix("chose ").split(":")[0]
+    close = {name for name, value in figures.items() if "dynamic" in name and value > max(figures.values()) - 0.9}
+    assert not close or "dynamic" in chosen

@@ -20,6 +20,7 @@ from optkit.session import run_samples
 from optkit.target import Target
 
 from ._layers import GLUE_OPS, Layer
+from .equalize_channels import EqualizeChannels
 from .quantize_dynamic import DYNAMIC, QuantizeDynamic, dynamic_layer, is_product
 from .quantize_static import Observations, QuantizeStatic
 
@@ -28,7 +29,7 @@ CONVOLUTIONS = ("Conv", "ConvTranspose")
 PRODUCT_SHARE = 0.5
 HELD_OUT_SHARE = 4  # one sample in so many is held out
 CLIPPING = ("mse", "percentile")  # ranges that leave rare values out
-CLOSE = 1.0  # dB; forms this close to the best static one are measured with bias correction too
+CLOSE = 1.0  # dB; forms this close to the best static one are measured with bias correction too, dynamic ones preferred
 FEW = 16  # with fewer samples the ranges miss those held out: the form chosen is fitted again, to all
 
 
@@ -39,11 +40,13 @@ class QuantizeInt8(Pass):
     not, and a dynamic convolution is slow. Ranges that clip rare values gain a decibel on one network and lose eleven
     on another. So these forms are tried on copies of the model, which share one calibration: everything static, with
     exact ranges, those of smallest squared error, and those that leave one value in 10,000 out; and products dynamic
-    (weights covered, or clipped) with the convolutions, if any, static. They are measured without bias correction
+    (weights covered, or clipped) with the convolutions, if any, static. Where products read channels whose weights
+    differ much in size, a form with these channels equalized takes part. Forms are measured without bias correction
     first, since that takes longer than to write and measure a form. It has moved two forms against each other by 3 dB:
     those with static layers that come within a decibel of the best of their kind are then measured with it. The form
-    with the highest SQNR against the model as it came is kept. Where the target is this machine, the copies run with
-    onnxruntime's integer kernels, else in float as written.
+    with the highest SQNR against the model as it came is kept, a dynamic one if it comes within a decibel: no input can
+    leave its ranges. Where the target is this machine, the copies run with onnxruntime's integer kernels, else in float
+    as written.
 
     Of fewer than 16 samples those held out would be missed, and the form chosen is fitted again to all of them. With 8
     samples that gained 1 to 3 dB on five of seven real models and lost 2 on one; from 16 on nothing on average.
@@ -87,12 +90,12 @@ class QuantizeInt8(Pass):
             forms += [_Form("dynamic", beside, exact), _Form("dynamic with clipped weights", beside, clipped)]
         self._choose(model, forms, context, context.calibration, reason)
 
-    def _choose(
-        self, model: ir.Model, forms: Sequence[_Form], context: Context, calibration: Samples, reason: str
-    ) -> None:
+    def _choose(self, model: ir.Model, forms: list[_Form], context: Context, calibration: Samples, reason: str) -> None:
         """Quantize in every form and keep the one with the highest SQNR."""
         fitted, held = self._split(calibration)
         trial = _Trial(model, context, fitted, held)
+        if trial.equalize():
+            forms.append(replace(forms[0], name="static with equalized channels", equalized=True))
         tried = [trial.quantize(form.corrected(on=False)) for form in forms]
         changed = [each for each in tried if each.changed]
         if not changed:
@@ -105,7 +108,8 @@ class QuantizeInt8(Pass):
         sqnr = {each: trial.sqnr(each) for each in changed}
         final = self._corrected(trial, sqnr)
         sqnr |= (found := {each: trial.sqnr(each) for each in final if each not in sqnr})
-        best = max(final, key=lambda each: sqnr[each])  # of equals the first
+        # of equals the first; fixed ranges may be missed by inputs that nobody has seen yet
+        best = max(final, key=lambda each: sqnr[each] + (CLOSE if each.form.dynamic else 0))
         kind = "calibration" if held is fitted else "held-out"
         what = f"chose {best.form.name}: SQNR on {len(held)} {kind} sample{'s' * (len(held) > 1)}: "
         what += _figures({each: sqnr[each] for each in changed})
@@ -113,10 +117,12 @@ class QuantizeInt8(Pass):
             what += f"; with biases corrected: {_figures(found)}"
         if held is not fitted and len(calibration) < FEW:
             what += f"; then fitted to all {len(calibration)} samples, and not measured again"
-            best = _Trial(model, context, calibration, held).quantize(best.form)
+            trial = _Trial(model, context, calibration, held)
+            best = trial.quantize(replace(best.form, equalized=best.form.equalized and trial.equalize()))
         model.graph = best.model.graph
         model.opset_imports.update(best.model.opset_imports)
         model.metadata_props.update(best.model.metadata_props)
+        context.remarks.extend(trial.equalizing if best.form.equalized else [])
         context.remarks.extend(best.remarks)
         context.applied(_where(model), what)
 
@@ -148,6 +154,7 @@ class _Form:
     name: str
     static: QuantizeStatic | None
     dynamic: QuantizeDynamic | None = None
+    equalized: bool = False
 
     def corrected(self, *, on: bool) -> _Form:
         """Return this form with or without bias correction."""
@@ -200,13 +207,24 @@ class _Trial:
     def __init__(self, model: ir.Model, context: Context, fitted: Samples, held: Samples) -> None:
         self.model, self.context, self.fitted, self.held = model, context, fitted, held
         self.seen = Observations(counts=True)
+        self.equalized = model
+        self.seen_equalized = Observations(counts=False)
+        self.equalizing: list[Remark] = []
         self.native = context.target is not None and bool(context.target.executor.get("native"))
 
     def quantize(self, form: _Form) -> _Tried:
         """Return a copy of the model in this form."""
-        tried = _Tried(form, self.model.clone(), [])
-        form.quantize(tried.model, _inner(self.context, self.fitted, tried.remarks), self.seen)
+        model, seen = (self.equalized, self.seen_equalized) if form.equalized else (self.model, self.seen)
+        tried = _Tried(form, model.clone(), [])
+        form.quantize(tried.model, _inner(self.context, self.fitted, tried.remarks), seen)
         return tried
+
+    def equalize(self) -> bool:
+        """Equalize the channels that products read, on a copy; return whether that changed any."""
+        copy, remarks = self.model.clone(), list[Remark]()
+        EqualizeChannels(products_only=True).run(copy, _inner(self.context, self.fitted, remarks))
+        self.equalized, self.equalizing = copy, [remark for remark in remarks if remark.kind == "applied"]
+        return bool(self.equalizing)
 
     def sqnr(self, tried: _Tried) -> float:
         """Return the SQNR in dB on the held-out samples; minus infinity where outputs are no numbers."""
