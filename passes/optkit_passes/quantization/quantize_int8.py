@@ -61,7 +61,7 @@ class QuantizeInt8(Pass):
 
     form: Literal["measured", "static", "dynamic"] = "measured"
     embeddings: bool = True
-    held_out: int = Field(default=16, ge=1)
+    held_out: int = Field(default=8, ge=1)
 
     def run(self, model: ir.Model, context: Context) -> None:
         """Quantize the model in place, in the better form."""
