@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import optkit
 from optkit.model.loading import dynamic_dims, load
 from optkit.session import Session
 from optkit.target import load_target
@@ -124,3 +125,21 @@ def test_the_pass_from_outside_installs_and_passes_its_own_tests(tmp_path: Path)
     listing = [sys.executable, "-c", "from optkit.cli import main; main()", "passes", "--json"]
     answer = json.loads(subprocess.run(listing, capture_output=True, text=True, check=True, env=env).stdout)
     assert ("div-to-mul", "reassociate") in [(row["name"], row["effect"]) for row in answer["passes"]]
+
+
+def test_the_recipe_for_one_scale_per_tensor_runs(tmp_path: Path) -> None:
+    report = optkit.compile(
+        DIGITS / "digits.onnx",
+        target="cortex-a53",
+        recipe=EXAMPLES / "per_tensor" / "recipe.toml",
+        calibration=DIGITS / "calibration.npz",
+        executor="simulated",
+        output=tmp_path / "digits",
+    )
+    weights = [
+        value.const_value for value in load(tmp_path / "digits/model/cpu/model.onnx").graph.initializers.values()
+    ]
+    scales = [tensor for tensor in weights if tensor is not None and (tensor.name or "").endswith("_scale")]
+    assert len(scales) > 10
+    assert all(tensor.size == 1 for tensor in scales)
+    assert {step.pass_name for step in report.steps} >= {"equalize-channels", "quantize-static"}
