@@ -19,7 +19,7 @@ from optkit.pipeline import Context, Pipeline, Remark
 from optkit.session import run_samples
 from optkit.target import IntegerFormat, Target, load_target
 from optkit_passes.quantization.quantize_dynamic import QuantizeDynamic
-from pass_runs import op_types
+from pass_runs import messages, op_types
 from quantizing import LAYERS, TOKENS, build, deployed, find, inputs_of, missed, random, sqnr, transformer_block
 
 DYNAMIC = IntegerFormat(dtype="uint8", symmetric=False)
@@ -238,3 +238,19 @@ def test_language_models_beat_static_quantization(shared: Path) -> None:
         original, samples = model.clone(), list(real.samples(4))
         Pipeline([QuantizeDynamic()]).run(model, Context())
         assert compare(run_samples(original, samples), run_samples(model, samples)).sqnr_db > least
+
+
+@pytest.mark.parametrize(("last", "width", "kept"), [(2, 256, False), (2, 64, True), (16, 64, False), (2, 4, False)])
+def test_a_small_last_layer_stays_in_float(last: int, width: int, kept: bool) -> None:
+    """A share of 2, 0.5 or 4 per cent of the weights; below 1 per cent and 1024 weights it is left."""
+    rows = {256: 100, 64: 396, 4: 100}[width]
+    model = build(
+        f"(float[4,{rows}] x) => (float[4,{last}] y) {{ h = MatMul (x, w)  r = Relu (h)  y = Gemm (r, v, b) }}",
+        w=random(rows, width),
+        v=random(width, last),
+        b=random(last),
+    )
+    reasons = messages(model.clone(), QuantizeDynamic(), "missed")
+    told = f"its {width * last} weights are less than a hundredth of all: not worth rounding"
+    assert reasons == ([told] if kept else [])
+    assert messages(model.clone(), QuantizeDynamic(min_elements=0), "missed") == []
