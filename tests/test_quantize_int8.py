@@ -247,3 +247,28 @@ def test_a_dynamic_form_is_kept_where_it_comes_close() -> None:
     chosen = measured(remarks).removeprefix("chose ").split(":")[0]
     close = {name for name, value in figures.items() if "dynamic" in name and value > max(figures.values()) - 0.9}
     assert not close or "dynamic" in chosen
+
+
+def test_sums_stay_in_float_where_that_is_half_a_decibel_better_and_the_target_computes_in_float() -> None:
+    blocks = "".join(
+        f"c{i} = Conv <pads=[1,1,1,1]> (x{i}, u{i}, d)  s{i} = Add (c{i}, x{i})  x{i + 1} = Relu (s{i})  "
+        for i in range(8)
+    )
+    model = build(
+        f"(float[1,3,8,8] x) => (float[1,5] y) {{ a = Conv <pads=[1,1,1,1]> (x, v, d)  x0 = Relu (a)  {blocks} "
+        "p = GlobalAveragePool (x8)  f = Flatten (p)  y = Gemm <transB=1> (f, w, b) }",
+        v=random(8, 3, 3, 3),
+        d=random(8),
+        w=random(5, 8),
+        b=random(5),
+        **{f"u{i}": random(8, 8, 3, 3, seed=i) for i in range(8)},
+    )
+    _, remarks = quantized(model, inputs_of(model))
+    figures = figures_of(measured(remarks).split(": ", 2)[2].split("; ")[0].replace(", sums", " sums"))
+    assert any(name.endswith("sums in float") for name in figures)
+    kept = [remark for remark in remarks if remark.op_type == "Add" and remark.message.startswith("kept in float")]
+    assert len(kept) == (8 if "sums in float" in measured(remarks).split(":")[0] else 0)
+    target = load_target("cortex-a53")
+    integers = {name: format for name, format in target.activations.items() if name != "dynamic"}
+    _, remarks = quantized(model, inputs_of(model), target.model_copy(update={"activations": integers}))
+    assert "sums in float" not in measured(remarks)

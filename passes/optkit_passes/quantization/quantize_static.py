@@ -23,6 +23,8 @@ from ._ranges import Method, RangeChoice, histogram_of
 from ._reconstruct import Reconstruction, Rounding
 from ._regions import Plan, plan_regions
 
+COMPUTED = "computed on integers"  # what is said of operators between layers
+
 
 class QuantizeStatic(Pass):
     """Quantize weights and activations to integers with scales fixed by calibration, as quantize / dequantize pairs.
@@ -212,7 +214,7 @@ def _write(
         )
     for node in plan.glue:
         if not (node.op_type in CLAMP_OPS and _remove_clamp(node, params, plan, context)):
-            context.applied(node, "computed on integers")
+            context.applied(node, COMPUTED)
     for value in plan.quantized:
         producer = value.producer()
         if producer is not None and producer.op_type in CLAMP_OPS and producer not in plan.glue:
