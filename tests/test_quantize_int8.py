@@ -269,6 +269,6 @@ def test_sums_stay_in_float_where_that_is_half_a_decibel_better_and_the_target_c
     kept = [remark for remark in remarks if remark.op_type == "Add" and remark.message.startswith("kept in float")]
     assert len(kept) == (8 if "sums in float" in measured(remarks).split(":")[0] else 0)
     target = load_target("cortex-a53")
-    integers = {name: format for name, format in target.activations.items() if name != "dynamic"}
+    integers = {name: taken for name, taken in target.activations.items() if name != "dynamic"}
     _, remarks = quantized(model, inputs_of(model), target.model_copy(update={"activations": integers}))
     assert "sums in float" not in measured(remarks)
