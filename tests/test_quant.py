@@ -65,9 +65,9 @@ def test_error_is_at_most_half_a_step_inside_the_range(values: np.ndarray, grid:
 def test_the_range_reaches_what_it_was_chosen_for_within_half_a_step(values: np.ndarray, grid: IntegerGrid) -> None:
     params = choose_qparams(values.min(), values.max(), grid)
     low, high = params.limits()
-    slack = params.scale * 0.5001
-    assert low <= values.min() + slack
-    assert high >= values.max() - slack
+    slack = float(params.scale) * 0.5001
+    assert low <= float(values.min()) + slack
+    assert high >= float(values.max()) - slack
 
 
 @given(reals, reals, grids)
