@@ -94,8 +94,10 @@ def _match(variance: ir.Node, difference: ir.Value, center: ir.Node) -> Normaliz
 
 def _expanded(measure: Deviation, x: ir.Value, mean: ir.Value, dims: tuple[int, ...], rank: int) -> Normalized | None:
     """Read ``x * s + (bias - mean * s)``, with s the inverse deviation times the scale, as TensorFlow writes it."""
+    if not measure.inverse:
+        return None
     value, scale = measure.result, None
-    reader = sole_reader(value, "Mul") if measure.inverse else None
+    reader = sole_reader(value, "Mul")
     if reader is not None:
         value, scale = reader[0].outputs[0], parameter(reader[1], dims, rank)
         if scale is None:
