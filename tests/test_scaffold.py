@@ -153,7 +153,7 @@ def test_a_pass_name_must_be_kebab_case(name: str, tmp_path: Path) -> None:
         new_pass(name, tmp_path)
     assert str(caught.value) == (
         f"'{name}' is not a name for a pass; write at most 40 lower-case letters and digits, words joined by '-', "
-        "such as 'fuse-gelu'"
+        "such as 'fuse-swish'"
     )
     assert not list(tmp_path.iterdir())
 

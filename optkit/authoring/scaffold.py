@@ -39,7 +39,7 @@ def new_pass(name: str, into: Path) -> list[Path]:
         InputError: The name is not valid or taken, or the folder exists or cannot be written.
     """
     part = "[a-z][a-z0-9]*"  # every part begins with a letter: the class name must give the name back
-    _check_name(name, "pass", rf"{part}(-{part})*", "fuse-gelu", pass_names())
+    _check_name(name, "pass", rf"{part}(-{part})*", "fuse-swish", pass_names())
     class_name = "".join(word.capitalize() for word in name.split("-"))
     return _write("pass", name, into, {"class_name": class_name})
 
