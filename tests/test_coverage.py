@@ -11,12 +11,14 @@ import onnx_ir as ir
 import pytest
 
 from optkit.cost.summary import cost_summary
+from optkit.evaluate.assess import Assessment
 from optkit.graph import names
 from optkit.pipeline import Remark
 from optkit.precision import Precision
 from optkit.quant.palette import Palette, write_palette
 from optkit.report.contents import Coverage, Left
 from optkit.report.coverage import coverage, stored_weights
+from optkit.report.summary import Gates, check_gates
 from optkit.target import load_target
 from quantizing import build, random
 
@@ -215,6 +217,12 @@ def covered(model: ir.Model, precision: str, *remarks: Remark) -> Coverage:
     return coverage(model, cost, Precision.parse(precision), remarks, ["quantize"])
 
 
+def gates_of(model: ir.Model, found: Coverage) -> list[str]:
+    """Return the limits that nobody set and that are held against a model all the same."""
+    cost = cost_summary(model, load_target("cortex-a53"))
+    return [gate.name for gate in check_gates(Gates(), 1, cost, Assessment((), (), ()), found)]
+
+
 def test_shares_of_weights_and_products() -> None:
     found = covered(two(), "w4a16")
     assert found.elements_by_bits == {4: 240, 32: 42}
@@ -275,3 +283,24 @@ def test_reasons_that_differ_in_numbers_are_one() -> None:
 def test_a_model_without_weights_is_covered() -> None:
     found = covered(build("(float[2,4] x) => (y) { y = Relu(x) }"), "w8a8")
     assert found == Coverage(1.0, 1.0, {}, ())
+
+
+def test_tables_of_8_bits_are_told_apart_and_satisfy_the_limit() -> None:
+    model = build(
+        """(int64[1,3] i, float[6,32] x) => (float[1,3,32] y, float[6,6] z) { y = com.microsoft.GatherBlockQuantized
+            <bits = 8, block_size = 32, quantize_axis = 1>(t, i, st)
+            z = com.microsoft.MatMulNBits<K = 32, N = 6, bits = 4, block_size = 16>(x, w, sw) }""",
+        CONTRIB,
+        t=np.zeros((60, 32), np.uint8),
+        st=random(60, 1),
+        w=np.zeros((6, 2, 8), np.uint8),
+        sw=random(6, 2),
+    )
+    found = covered(model, "w4a16")
+    assert (found.weights, found.tables) == (192 / 2112, 1920 / 2112)
+    assert found.left[0].weight_bytes == 4 * 1920
+    assert gates_of(model, found) == []
+    assert covered(model, "w8a16").tables == 0
+    other = covered(two(), "w2a16")  # a product's weights in 4 bits are no table
+    assert other.tables == 0
+    assert gates_of(two(), other) == ["coverage"]

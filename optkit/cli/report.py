@@ -66,7 +66,8 @@ def report(found: Report, goal: Path, *, first: bool = True) -> None:
 def coverage(found: Report) -> str:
     """Return in one line how much of the model is in the precision asked for, and what is not and why."""
     shares = found.coverage
-    line = f"covered {share(shares.weights)} of weights and {share(shares.macs)} of MACs at {found.precision}"
+    tables = f" ({share(shares.tables)} more in tables of 8 bits)" if shares.tables else ""
+    line = f"covered {share(shares.weights)} of weights{tables} and {share(shares.macs)} of MACs at {found.precision}"
     left = [f"{_left(entry)} ({entry.reason})" for entry in shares.left[:REASONS]]
     if len(shares.left) > REASONS:
         left.append(f"{len(shares.left) - REASONS} more reasons")

@@ -140,12 +140,15 @@ class Coverage:
         macs: Share of the multiply-accumulates computed so; 1 where there are none.
         elements_by_bits: How many weights are stored in how many bits.
         left: What is not covered, the most bytes first.
+        tables: Share of the weights in tables that rows are picked from, which have more bits than asked for but are
+            integers of 8 bits: those take part in no product, and the limit on coverage counts them.
     """
 
     weights: float
     macs: float
     elements_by_bits: Mapping[int, int] = field(default_factory=dict)
     left: tuple[Left, ...] = ()
+    tables: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from optkit.report.contents import CostSummary, Coverage, Left
 
 FLOAT_BITS, FLOAT_BYTES = 32, 4  # weights are compared by what they would take in float32
 FLOATS = {16: "half precision", 32: "float32", 64: "float64"}
+TABLE_BITS = 8  # of a table that counts as covered where fewer were asked for
 NAMED = 5  # nodes of one reason that the report names
 
 # The inputs of integer operators that hold weights; what else these take are scales, zero points and biases.
@@ -190,13 +191,19 @@ def coverage(
             left.append(Left(wide.get(row.name) or reasons.node(row.name) or reason, 0, row.macs, 0, (row.name,)))
     elements = sum(sizes.values())
     covered = sum(number for width, number in sizes.items() if width <= most)
+    tables = sum(weight.elements for weight in weights if most < weight.bits <= TABLE_BITS and _is_table(weight))
     missed = sum(entry.macs for entry in left)
     return Coverage(
         weights=covered / elements if elements else 1.0,
         macs=1 - missed / cost.macs if cost.macs else 1.0,
+        tables=tables / elements if elements else 0.0,
         elements_by_bits=dict(sorted(sizes.items())),
         left=_grouped(left),
     )
+
+
+def _is_table(weight: StoredWeight) -> bool:
+    return all(node.op_type in LOOKUPS or node.op_type == "GatherBlockQuantized" for node in weight.readers)
 
 
 def _why_not(dtype: str, bits: int | None, precision: Precision) -> str:

@@ -31,7 +31,8 @@ class Gates:
         max_latency: Predicted seconds of one run.
         max_memory: Bytes of weights and peak activations together.
         max_drop: Largest drop of the metric, as a share of it (0.01 is one point of an accuracy).
-        min_coverage: Smallest share of the weights that must be in the precision asked for; half of them by default.
+        min_coverage: Smallest share of the weights that must be in the precision asked for, or in tables of 8 bits;
+            half of them by default.
     """
 
     max_size: float | None = None
@@ -151,6 +152,7 @@ def check_gates(
         if limit is not None
     ]
     least = LEAST_COVERAGE if gates.min_coverage is None else gates.min_coverage
-    if gates.min_coverage is not None or (demanded and covered.weights < least):
-        held.append(Gate("coverage", least, covered.weights, covered.weights >= least))
+    share = covered.weights + covered.tables
+    if gates.min_coverage is not None or (demanded and share < least):
+        held.append(Gate("coverage", least, share, share >= least))
     return tuple(held)
