@@ -23,13 +23,17 @@ from ._layers import GLUE_OPS, Layer
 from .equalize_channels import EqualizeChannels
 from .quantize_dynamic import DYNAMIC, QuantizeDynamic, dynamic_layer, is_product
 from .quantize_static import COMPUTED, Observations, QuantizeStatic
+from .quantize_weights import QuantizeWeights
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 # Below this share of the weights, products without a sequence axis (a classifier's last layer) are no reason to try.
 PRODUCT_SHARE = 0.5
 HELD_OUT_SHARE = 4  # one sample in so many is held out
 CLOSE = 1.0  # dB; forms this close to the best static one are measured with bias correction too, dynamic ones preferred
+FLOAT_COSTS = 2.0  # dB that convolutions in float must be worth
 FEW = 16  # with fewer samples the ranges miss those held out: the form chosen is fitted again, to all
+
+STORED = QuantizeWeights(bits=8, block_size=0, method="minmax", embeddings=0, form="DequantizeLinear")
 
 
 class QuantizeInt8(Pass):
@@ -40,16 +44,18 @@ class QuantizeInt8(Pass):
 
     - everything static, with the exact ranges of the calibration data. Ranges that leave rare values out gain 3 dB on
       MobileNet, but lose 8 on a face detector that was calibrated without faces, which no held-out sample tells;
-    - products dynamic (weights covered, or clipped) with the convolutions, if any, static;
+    - products dynamic (weights covered, or clipped) with the convolutions, if any, static; or in float on weights of
+      8 bits, if that is worth 2 dB (10 on the classifier of file types);
     - static with equalized channels, where products read channels whose weights differ much in size;
     - static with float sums, where the target computes in float between layers: 2 dB on ResNet-56, whose sums are
       rounded 27 times one upon another, for 14 % of its time.
 
     They are measured without bias correction first, since that takes longer than to write and measure a form. It has
     moved two forms against each other by 3 dB: those with static layers that come within a decibel of the best of their
-    kind are then measured with it. The form with the highest SQNR against the model as it came is kept; a dynamic one
-    if it comes within a decibel, since no input can leave its ranges; float sums if they are half a decibel better.
-    Where the target is this machine, the copies run with onnxruntime's integer kernels, else in float as written.
+    kind are then measured with it. The form with the highest SQNR against the model as it came is kept; one without
+    fixed ranges if it comes within a decibel, since no input can leave them; float sums if they are half a decibel
+    better. Where the target is this machine, the copies run with onnxruntime's integer kernels, else in float as
+    written.
 
     Of fewer than 16 samples those held out would be missed, and the form chosen is fitted again to all of them. With 8
     samples that gained 1 to 3 dB on five of seven real models and lost 2 on one; from 16 on nothing on average.
@@ -88,6 +94,8 @@ class QuantizeInt8(Pass):
         forms = [_Form("static", static)]
         if not reason:
             forms += [_Form("dynamic", beside, exact), _Form("dynamic with clipped weights", beside, clipped)]
+            if beside is not None:
+                forms.append(_Form("dynamic with convolutions in float", None, exact, STORED))
         self._choose(model, forms, context, context.calibration, reason)
 
     def _choose(self, model: ir.Model, forms: list[_Form], context: Context, calibration: Samples, reason: str) -> None:
@@ -168,6 +176,7 @@ class _Form:
     name: str
     static: QuantizeStatic | None
     dynamic: QuantizeDynamic | None = None
+    stored: QuantizeWeights | None = None
     equalized: bool = False
     sums: frozenset[str] = frozenset()
 
@@ -175,9 +184,9 @@ class _Form:
     def handicap(self) -> float:
         """Decibels that its measurement must be ahead by.
 
-        Fixed ranges may be missed by inputs that nobody has seen yet; sums in float take time.
+        Fixed ranges may be missed by inputs that nobody has seen yet; what is computed in float takes time.
         """
-        return (0 if self.dynamic else CLOSE) + (CLOSE / 2 if self.sums else 0)
+        return (CLOSE if self.static else 0) + (CLOSE / 2 if self.sums else 0) + (FLOAT_COSTS if self.stored else 0)
 
     def corrected(self, *, on: bool) -> _Form:
         """Return this form with or without bias correction."""
@@ -197,6 +206,8 @@ class _Form:
             floats = [n for n in products if PRECISION_KEY not in n.metadata_props and not _reads_convolution(n)]
             _with_floats(self.static.model_copy(update={"embeddings": False}), floats, model, context, seen)
         self.dynamic.run(model, context)
+        if self.stored is not None:
+            self.stored.run(model, _inner(context, None, context.remarks))
 
 
 def _with_floats(
