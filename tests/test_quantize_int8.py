@@ -287,8 +287,7 @@ def test_sums_stay_in_float_where_that_is_half_a_decibel_better_and_the_target_c
 
 def test_convolutions_beside_products_may_stay_in_float_on_weights_of_8_bits() -> None:
     model = build(
-        "(float[1,16,32] x) => (float[1,16,6] y) { e = MatMul (x, w)  c = Conv <pads=[2,2]> (e, k) "
-        "y = MatMul (c, v) }",
+        "(float[1,16,32] x) => (float[1,16,6] y) { e = MatMul (x, w)  c = Conv <pads=[2,2]> (e, k) y = MatMul (c, v) }",
         w=random(32, 16),
         k=random(16, 16, 5),
         v=random(16, 6),
