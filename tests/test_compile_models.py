@@ -129,9 +129,12 @@ def test_the_emulated_device_and_this_machine_agree(
     here, there = (outputs(model, package, 16, kind) for kind in ("simulated", "emulated"))
     fidelity = compare([here], [there])
     assert fidelity.sqnr_db > 30
-    (scores,), (others,) = here.values(), there.values()
-    assert len(scores) == 16
-    np.testing.assert_array_equal(*(array.reshape(16, -1).argmax(1) for array in (scores, others)))
+    (scores,), (others,) = ([array.reshape(16, -1) for array in found.values()] for found in (here, there))
+    differs = np.flatnonzero(scores.argmax(1) != others.argmax(1))
+    assert len(differs) <= 1
+    for sample in differs:  # only where two classes are closer than the two arithmetics are
+        mine, theirs = scores[sample], others[sample]
+        assert mine.max() - mine[theirs.argmax()] <= 2 * np.abs(mine - theirs).max()
 
 
 def command(model: RealModel, goal: Path) -> list[str]:

@@ -25,6 +25,7 @@ REQUIREMENTS = {
     # Its HQQ alone needs torch, which every import of onnxruntime.quantization would otherwise pay for.
     "onnxruntime-hqq": (RUNTIME, "onnx==1.23.2", "onnx-ir", "sympy", "torch>=2.4"),
     "neural-compressor": ("neural-compressor==3.7.1", "onnx<=1.18", "numpy<2", RUNTIME, "six", "sympy"),
+    "quantize-inc": (f"{SCRIPTS.parents[1]}[inc]",),  # the same algorithms as a pass of ours
 }
 
 
@@ -36,7 +37,8 @@ class Method:
         task: What it is compared with.
         tool: ``optkit`` or a peer.
         name: Which of the tool's ways.
-        script: The peer's script below ``benchmarks/peers``; empty for optkit.
+        script: The peer's script below ``benchmarks/peers``, or a recipe for optkit in the peer's environment; empty
+            for optkit.
         options: Arguments of the script, or of ``optkit compile``.
     """
 
@@ -53,8 +55,10 @@ class Method:
 
     def command(self, model: Path, calibration: Path, output: Path, environments: Path) -> list[str]:
         """Return the command that quantizes ``model`` into the folder ``output``."""
-        if self.tool == OURS:
-            command = [sys.executable, "-m", "optkit", "compile", str(model), "--target", "host"]
+        if not self.script or self.script.endswith(".toml"):
+            python = Path(sys.executable) if self.tool == OURS else python_of(self.tool, environments)
+            command = [str(python), "-m", "optkit", "compile", str(model), "--target", "host"]
+            command += ["--recipe", str(SCRIPTS / self.script)] if self.script else []
             return [*command, "--calibration", str(calibration), "--output", str(output / "package"), *self.options]
         python, script = python_of(self.tool, environments), SCRIPTS / f"{self.script}.py"
         return [str(python), str(script), str(model), str(calibration), str(output / "model.onnx"), *self.options]
@@ -77,7 +81,11 @@ def _blocks(task: str, tool: str, name: str, script: str, *options: str) -> Meth
     return Method(task, tool, name, script, options)
 
 
-ORT, NNCF, ONC, HQQ, INC = REQUIREMENTS
+def _pass(task: str, algorithm: str) -> Method:
+    return Method(task, PASS, algorithm, "quantize_inc.toml", ("--set", f"quantize-inc.algorithm={algorithm}"))
+
+
+ORT, NNCF, ONC, HQQ, INC, PASS = REQUIREMENTS
 METHODS: tuple[Method, ...] = (
     _ours("w8a8", "default", "--precision", "w8a8"),
     _ours("w8a8", "static", "--precision", "w8a8", "--set", "quantize-int8.form=static"),
@@ -96,6 +104,7 @@ METHODS: tuple[Method, ...] = (
     _int8(INC, "static", "neural_compressor_all", "algorithm=static"),
     _int8(INC, "smoothquant", "neural_compressor_all", "algorithm=smoothquant"),
     _int8(INC, "dynamic", "neural_compressor_all", "algorithm=dynamic"),
+    *(_pass("w8a8", algorithm) for algorithm in ("static", "smoothquant", "dynamic")),
     _ours("w4a16-b32", "default", "--precision", "w4a16-b32"),
     _ours("w4a16-b32", "rtn", "--precision", "w4a16-b32", "--set", "quantize-weights.method=rtn"),
     _blocks("w4a16-b32", ORT, "default", "onnxruntime_nbits"),
@@ -114,6 +123,7 @@ METHODS: tuple[Method, ...] = (
     _blocks("w4a16-b32", INC, "rtn, symmetric", "neural_compressor_all", "algorithm=rtn", "symmetric=1"),
     _blocks("w4a16-b32", INC, "gptq, symmetric", "neural_compressor_all", "algorithm=gptq", "symmetric=1"),
     _blocks("w4a16-b32", INC, "awq, symmetric", "neural_compressor_all", "algorithm=awq", "symmetric=1"),
+    *(_pass("w4a16-b32", algorithm) for algorithm in ("rtn", "gptq", "awq")),
     _ours("w2a16-b32", "default", "--precision", "w2a16-b32"),
     _blocks("w2a16-b32", ORT, "default", "onnxruntime_nbits", "bits=2"),
     _blocks("w2a16-b32", ORT, "default, symmetric", "onnxruntime_nbits", "bits=2", "symmetric=1"),
