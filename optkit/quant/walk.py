@@ -204,6 +204,12 @@ def require_samples(
     return samples
 
 
+def spread_samples(samples: Sequence[Mapping[str, np.ndarray]], most: int) -> Sequence[Mapping[str, np.ndarray]]:
+    """Return at most ``most`` samples, evenly spread from the first to the last."""
+    indices = np.linspace(0, len(samples) - 1, min(most, len(samples))).round()
+    return [samples[int(index)] for index in indices]
+
+
 def require_finite(array: np.ndarray, name: str, index: int) -> tuple[float, float]:
     """Return the smallest and the largest value of a tensor with elements seen in calibration sample ``index``.
 

@@ -20,6 +20,7 @@ from optkit_passes.fusion.normalization import (
     parameter,
     parameter_behind,
     quotient,
+    require_opset,
     scale_of,
     squared,
 )
@@ -51,11 +52,7 @@ class FuseLayerNorm(Pass):
                 try:
                     match = _match(node, difference, center)
                     count = len(collect(match.root, match.operands))
-                    if version < SINCE:
-                        raise RefusedError(
-                            f"LayerNormalization exists since opset {SINCE}, and the model has {version}: "
-                            "raise-opset raises it"
-                        )
+                    require_opset("LayerNormalization", SINCE, version)
                 except RefusedError as reason:
                     context.missed(node, str(reason))
                     continue

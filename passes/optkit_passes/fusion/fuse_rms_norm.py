@@ -17,6 +17,7 @@ from optkit_passes.fusion.normalization import (
     mean_of,
     normalized_dims,
     quotient,
+    require_opset,
     scale_of,
     squared,
 )
@@ -45,11 +46,7 @@ class FuseRmsNorm(Pass):
                 try:
                     match = _match(node, source)
                     count = len(collect(match.root, [*match.operands, source]))
-                    if version < SINCE:
-                        raise RefusedError(
-                            f"RMSNormalization exists since opset {SINCE}, and the model has {version}: "
-                            "raise-opset raises it"
-                        )
+                    require_opset("RMSNormalization", SINCE, version)
                 except RefusedError as reason:
                     context.missed(node, str(reason))
                     continue

@@ -222,3 +222,13 @@ def misfit(value: ir.Value, dims: tuple[int, ...]) -> str:
     """Say why a value cannot be the scale or the shift of a normalization over axes of these sizes."""
     shape = "unknown shape" if value.shape is None else f"shape {value.shape}"
     return f"its parameter of {shape} does not fit the normalized axes, of {list(dims)}"
+
+
+def require_opset(operator: str, since: int, version: int) -> None:
+    """Refuse to write an operator that the model's opset does not have.
+
+    Raises:
+        RefusedError: It was introduced later.
+    """
+    if version < since:
+        raise RefusedError(f"{operator} exists since opset {since}, and the model has {version}: raise-opset raises it")

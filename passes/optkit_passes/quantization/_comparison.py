@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from optkit.graph import is_constant
 from optkit.quant.integers import QuantParams
+from optkit.quant.walk import spread_samples
 from optkit.session import Session
 
 from ._formats import CONTRIB
@@ -50,11 +51,11 @@ def compare_ranges(
         track: Wraps work in a progress display.
     """
     chosen = [each[0] for each in estimates]
-    indices = np.unique(np.linspace(0, len(samples) - 1, SAMPLES).round().astype(int))
     if not groups or not len(samples):
         return chosen
+    judges = spread_samples(samples, SAMPLES)
     kind = element_type(chosen[0].grid)
-    trial = _Trial(model, plan, groups, [samples[int(index)] for index in indices], kind)
+    trial = _Trial(model, plan, groups, judges, kind)
     least = EVERYWHERE * (error := trial.error(chosen))
     for column in list(zip(*estimates, strict=True))[1:]:
         found = trial.error(column)
@@ -64,9 +65,9 @@ def compare_ranges(
     ranked = sorted(range(len(groups)), key=lambda index: -_spread(estimates[index]))
     for index in track(ranked, "Comparing ranges", len(ranked)):
         for candidate in _distinct(estimates[index], chosen[index]):
-            if runs + len(indices) > RUNS:
+            if runs + len(judges) > RUNS:
                 return chosen
-            runs += len(indices)
+            runs += len(judges)
             changed = [*chosen[:index], candidate, *chosen[index + 1 :]]
             found = trial.error(changed)
             if found < AT_ONE * error:

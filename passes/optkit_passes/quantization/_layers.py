@@ -13,7 +13,8 @@ from optkit.recipe import PRECISION_KEY
 
 INT8_STEPS = 127
 
-LAYER_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+LAYER_OPS = CONVOLUTIONS | {"Gemm", "MatMul"}
 
 # Operators that compute the same on integers when input and output share scale and zero point.
 MOVEMENT_OPS = frozenset({

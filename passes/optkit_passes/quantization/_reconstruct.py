@@ -28,7 +28,7 @@ from optkit.quant.integers import (
     largest_pairs,
     quantize,
 )
-from optkit.quant.walk import Walk, require_samples
+from optkit.quant.walk import Walk, require_samples, spread_samples
 
 from ._layers import CLAMP_OPS, Layer, clamp_bounds, summed_rows
 from ._qdq import WrittenLayer, element_type
@@ -67,8 +67,7 @@ class Reconstruction:
         pairs_saturate: bool,
     ) -> None:
         samples = require_samples(context.calibration, "bias correction")
-        count = min(len(samples), max(FEWEST, HELD_BYTES // max(1, 4 * STREAMS * largest)))
-        chosen = [samples[int(index)] for index in np.linspace(0, len(samples) - 1, count).round()]
+        chosen = spread_samples(samples, max(FEWEST, HELD_BYTES // max(1, 4 * STREAMS * largest)))
         self.context = context
         self.graph, self.taken = model.graph, names(model)
         self.pairs_saturate = pairs_saturate
@@ -94,7 +93,9 @@ class Reconstruction:
             self.context.missed(layer.node, f"weights rounded to nearest: {form}")
             return
         assert layer.weight is not None
-        if len(stored.integers.uses()) != 1 or len(layer.node.inputs[layer.weight].uses()) != 1:  # type: ignore[union-attr]
+        weight = layer.node.inputs[layer.weight]
+        assert weight is not None
+        if len(stored.integers.uses()) != 1 or len(weight.uses()) != 1:
             self.context.missed(layer.node, f"weights rounded to nearest: '{stored.integers.name}' has several readers")
             return
         self.walk.advance(layer.node)

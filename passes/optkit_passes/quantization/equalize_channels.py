@@ -10,14 +10,15 @@ from pydantic import Field
 
 from optkit.errors import InputError
 from optkit.pipeline import LOSSY, Context, Effect, Pass
-from optkit.quant.walk import Walk, require_samples
+from optkit.quant.walk import Walk, require_samples, spread_samples
 from optkit.session import CannotRunError
 
 from ._equalization import CROSS_LAYER, SMOOTHING, Trial
-from ._formats import choose_formats
+from ._formats import Formats, choose_formats
+from ._layers import CONVOLUTIONS
 from ._seams import Seam, find_seams
 
-CONVOLUTIONS = ("Conv", "ConvTranspose")
+KEPT = "its channels keep their scales"
 
 
 class EqualizeChannels(Pass):
@@ -59,43 +60,45 @@ class EqualizeChannels(Pass):
         """Scale the constants of the main graph in place."""
         formats = choose_formats(context.target, self.weight_bits, self.activation_bits, per_channel=self.per_channel)
         samples = require_samples(context.calibration, "equalization")
-        count = min(self.samples, len(samples))
-        chosen = [samples[int(index)] for index in np.linspace(0, len(samples) - 1, count).round()]
-        walk = Walk(model, chosen, optimize=True, name="equalization")
         clamps = not formats.per_channel if self.clamps is None else self.clamps
-        proposals = SMOOTHING if formats.per_channel else SMOOTHING + CROSS_LAYER
-        found = list(find_seams(model.graph, clips=clamps))
-        for seam in context.track(found, "Equalizing channels", len(found)):
-            if not isinstance(seam, Seam):
-                node, reason = seam
-                context.missed(node, f"its channels keep their scales: {reason}")
-                continue
-            if self.products_only and any(each.node.op_type in CONVOLUTIONS for each in seam.readers):
-                context.missed(seam.where, "its channels keep their scales: a convolution reads them")
-                continue
-            walk.advance(seam.where)
-            inputs = [array for array in walk.values(seam.makers[0].data) if array.size]
-            if not inputs:
-                context.missed(seam.where, "its channels keep their scales: no calibration sample reaches it")
-                continue
-            try:
-                trial = Trial(seam, model, inputs, formats, most=self.tried)
-            except CannotRunError as error:
-                where = f"node '{seam.where.name}' on calibration data"
-                raise InputError(str(error), where=where, hint=error.hint) from error
-            before = trial.error(None)
-            errors = [(trial.error(powers), powers) for powers in proposals]
-            least, powers = min(errors, key=lambda pair: pair[0])
-            gain = 10 * np.log10(before / least) if before > 0 and least > 0 else 0.0
-            scale = trial.scales(powers)
-            if gain < self.smallest_gain or (scale == 1).all():
-                reason = f"its channels keep their scales: the best others gain {max(gain, 0.0):.2f} dB"
-                context.missed(seam.where, reason)
-                continue
-            for each in seam.absorptions:
-                each.value.const_value = ir.tensor(each.scaled(each.array, scale), name=each.value.name)
-            readers = f"{len(seam.readers)} layer{'s' * (len(seam.readers) > 1)} behind"
-            what = f"{int((scale != 1).sum())} of {seam.size} channels scaled by {scale.min():g} to {scale.max():g}"
-            context.applied(seam.where, f"{what}: {gain:.1f} dB less error in {readers}")
+        seams = []
+        for found in find_seams(model.graph, clips=clamps):
+            if not isinstance(found, Seam):
+                node, reason = found
+                context.missed(node, f"{KEPT}: {reason}")
+            elif self.products_only and any(each.node.op_type in CONVOLUTIONS for each in found.readers):
+                context.missed(found.where, f"{KEPT}: a convolution reads them")
+            else:
+                seams.append(found)
+        if seams:  # else no sample needs to be read
+            walk = Walk(model, spread_samples(samples, self.samples), optimize=True, name="equalization")
+            for seam in context.track(seams, "Equalizing channels", len(seams)):
+                walk.advance(seam.where)
+                self._equalize(seam, walk, formats, context)
         if len(samples) == 1:
             context.missed("calibration", "one sample only: ranges seen in it may be too narrow for others")
+
+    def _equalize(self, seam: Seam, walk: Walk, formats: Formats, context: Context) -> None:
+        """Scale the channels of a seam by the best proposal, if it gains enough; the walk stands before its maker."""
+        inputs = [array for array in walk.values(seam.makers[0].data) if array.size]
+        if not inputs:
+            context.missed(seam.where, f"{KEPT}: no calibration sample reaches it")
+            return
+        try:
+            trial = Trial(seam, walk.model, inputs, formats, most=self.tried)
+        except CannotRunError as error:
+            where = f"node '{seam.where.name}' on calibration data"
+            raise InputError(str(error), where=where, hint=error.hint) from error
+        before = trial.error(None)
+        proposals = SMOOTHING if formats.per_channel else SMOOTHING + CROSS_LAYER
+        least, powers = min(((trial.error(powers), powers) for powers in proposals), key=lambda pair: pair[0])
+        gain = 10 * np.log10(before / least) if before > 0 and least > 0 else 0.0
+        scale = trial.scales(powers)
+        if gain < self.smallest_gain or (scale == 1).all():
+            context.missed(seam.where, f"{KEPT}: the best others gain {max(gain, 0.0):.2f} dB")
+            return
+        for each in seam.absorptions:
+            each.value.const_value = ir.tensor(each.scaled(each.array, scale), name=each.value.name)
+        readers = f"{len(seam.readers)} layer{'s' * (len(seam.readers) > 1)} behind"
+        what = f"{int((scale != 1).sum())} of {seam.size} channels scaled by {scale.min():g} to {scale.max():g}"
+        context.applied(seam.where, f"{what}: {gain:.1f} dB less error in {readers}")

@@ -19,13 +19,12 @@ from optkit.recipe import FLOAT, PRECISION_KEY
 from optkit.session import run_samples
 from optkit.target import Target
 
-from ._layers import GLUE_OPS, Layer
+from ._layers import CONVOLUTIONS, GLUE_OPS, Layer
 from .equalize_channels import EqualizeChannels
 from .quantize_dynamic import DYNAMIC, QuantizeDynamic, dynamic_layer, is_product
 from .quantize_static import COMPUTED, Observations, QuantizeStatic
 from .quantize_weights import QuantizeWeights
 
-CONVOLUTIONS = ("Conv", "ConvTranspose")
 # Below this share of the weights, products without a sequence axis (a classifier's last layer) are no reason to try.
 PRODUCT_SHARE = 0.5
 HELD_OUT_SHARE = 4  # one sample in so many is held out
