@@ -1,0 +1,1 @@
+"""Compiles models for the Hexagon NPU of Qualcomm's chips, and runs them on its emulator."""
