@@ -14,14 +14,15 @@ from optkit.dataset.samples import Samples, random_samples, read_samples
 from optkit.evaluate.assess import assess, choose_executors
 from optkit.model.loading import load, model_file, source_files, source_sha256
 from optkit.package.artifact import Provenance, seal_package, write_remarks
-from optkit.package.checking import integer_layers, require_static
+from optkit.package.checking import require_static
+from optkit.package.sharing import load_targets, require_shareable
 from optkit.package.write import write_package
 from optkit.pipeline import Context, Pipeline, remark_custom
 from optkit.recipe import Recipe, apply_rules, build_passes, digest, lock, read_recipe
 from optkit.report.contents import Report
 from optkit.report.html import render_html
 from optkit.report.summary import Gates, summarize
-from optkit.target import Target, load_target
+from optkit.target import Target
 
 Data = str | Path | Mapping[str, Any] | Iterable[Mapping[str, np.ndarray]] | Samples
 VERIFICATION_SAMPLES = 2  # run after every pass
@@ -30,7 +31,7 @@ VERIFICATION_SAMPLES = 2  # run after every pass
 def compile(
     model: str | Path,
     *,
-    target: str | Target,
+    target: str | Target | Sequence[str | Target],
     output: str | Path | None = None,
     precision: str | None = None,
     recipe: str | Path | Recipe | None = None,
@@ -45,13 +46,15 @@ def compile(
     executor: str | None = None,
     overwrite: bool = False,
     strict: bool = False,
+    context_binary: bool = True,
     track: Callable[..., Any] | None = None,
 ) -> Report:
     """Compile a model for a device into a package, and return the report that the command line prints.
 
     Args:
         model: The ONNX file, or a folder that holds one.
-        target: A target's name, TOML file or ``name:key=value`` form, or a loaded target.
+        target: A target's name, TOML file or ``name:key=value`` form, or a loaded target; several where one package
+            can serve them (see `optkit.package.sharing`): the first is the one that the report is about.
         output: The folder to write; ``<model>-<target>`` in the working directory by default.
         precision: For instance ``w8a8``, ``w4a16-b64`` or ``fp32`` (see `optkit.precision`); the recipe's, else the
             target's default.
@@ -67,6 +70,8 @@ def compile(
         executor: ``native``, ``emulated`` or ``simulated``; every available one by default.
         overwrite: Replace a package that is already there.
         strict: Fail on a pass that changes the model without a remark.
+        context_binary: False: leave out what the vendor's compiler makes ahead of time for one chip, where the target
+            has such a thing.
         track: Wraps iterables in a progress display: ``track(items, description, total)``.
 
     Returns:
@@ -78,13 +83,16 @@ def compile(
         MissingDependencyError: The executor that was asked for is not installed.
     """
     path = model_file(Path(model))
-    device = target if isinstance(target, Target) else load_target(target)
+    devices = load_targets([target] if isinstance(target, (str, Target)) else target, context_binary=context_binary)
+    device, also = devices[0], devices[1:]
     wanted = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe)) if recipe else Recipe()
     chosen = device.precision(precision or wanted.precision)
     demanded = wanted.passes is None or bool(precision or wanted.precision)
     passes = build_passes(device.recipe_for(chosen) if wanted.passes is None else wanted.passes, options)
     toolchain = plugins.packager(device.packager)
-    executors = choose_executors(toolchain.executors(device), executor)
+    require_shareable(devices, chosen)
+    available = {each.name: each for one in devices for each in toolchain.executors(one)}
+    executors = choose_executors(sorted(available.values(), key=lambda each: each.kind == "simulated"), executor)
 
     original = load(path, dims)
     require_static(original, device)
@@ -112,15 +120,16 @@ def compile(
     sha256 = source_sha256(path)
 
     def build(folder: Path) -> Report:
-        artifact = toolchain.package(compiled, device, folder)
+        artifact = toolchain.package(compiled, device, folder, also)
         assessment = assess(original, artifact, executors, samples, context, metrics, repeatable=not result.unverified)
         report = summarize(
             name=path.name,
             sha256=sha256,
             source_bytes=sum(file.stat().st_size for file in source_files(path)),
-            artifact_bytes=sum((folder / file).stat().st_size for file in artifact.files),
+            artifact=artifact,
             package=goal.name,
             target=device,
+            toolchain=toolchain,
             precision=chosen,
             original=original,
             compiled=compiled,
@@ -130,7 +139,7 @@ def compile(
             gates=limits,
             sample=samples[0],
             demanded=demanded,
-            layers=integer_layers(compiled, toolchain, device),
+            also=also,
         )
         locked = lock(wanted, passes, device, str(chosen), {"model": path.name, "model_sha256": sha256})
         files = {
@@ -140,7 +149,10 @@ def compile(
             "recipe.lock.toml": locked,
         }
         ran = "; ".join(execution.executor for execution in report.executions) or "nothing: it does not run here"
-        provenance = Provenance(path.name, sha256, device.name, device.packager, str(chosen), digest(locked), ran)
+        served = tuple(each.name for each in also)
+        provenance = Provenance(
+            path.name, sha256, device.name, device.packager, str(chosen), digest(locked), ran, served
+        )
         seal_package(folder, artifact, files, provenance)
         return report
 

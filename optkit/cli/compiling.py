@@ -21,7 +21,7 @@ from optkit.cli.options import (
     parse_set,
     parse_share,
 )
-from optkit.errors import GateError, InputError
+from optkit.errors import GateError, InputError, MissingDependencyError
 
 
 @app.command()
@@ -72,12 +72,20 @@ def compile(  # noqa: A001  # the command's name
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail on a pass that changes the model without saying so.")
     ] = False,
+    context_binary: Annotated[
+        bool,
+        typer.Option(
+            "--context-binary/--no-context-binary",
+            help="Whether the vendor's compiler makes a binary for the chip, where the target has such a thing.",
+        ),
+    ] = True,
     json: Json = False,
 ) -> None:
     """Compile a model for a device: rewrite, quantize, verify, package, and report what it costs there."""
     from optkit.cli import report as printed
     from optkit.cli import show
     from optkit.compiler import compile as run
+    from optkit.package.sharing import grouped, load_targets
     from optkit.report.summary import Gates
 
     gates = Gates(
@@ -90,13 +98,14 @@ def compile(  # noqa: A001  # the command's name
     if gates.max_drop is not None and evaluation is None:
         raise InputError("--max-drop needs labelled data", hint="pass --eval DATA")
     reports = []
-    for number, name in enumerate(target):
+    groups = grouped(load_targets(target, context_binary=context_binary), precision)
+    for number, group in enumerate(groups):
         goal = output
-        if output is not None and len(target) > 1:
-            goal = output / Path(name.partition(":")[0]).stem
+        if output is not None and len(groups) > 1:
+            goal = output / group[0].name
         report = run(
             model,
-            target=name,
+            target=group,
             output=goal,
             precision=precision,
             recipe=recipe,
@@ -124,3 +133,6 @@ def compile(  # noqa: A001  # the command's name
         uncovered = next((report for report, gate in missed if gate.name == "coverage"), None)
         said = f" ({printed.coverage(uncovered)})" if uncovered is not None else ""
         raise GateError(f"not within the limit: {names}{said}", hint="the package is written all the same")
+    incomplete = next((report for report in reports if report.missing), None)
+    if incomplete is not None:
+        raise MissingDependencyError(f"the package for {incomplete.target} is written without {incomplete.missing}")

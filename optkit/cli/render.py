@@ -70,6 +70,12 @@ def check(result: Check) -> None:
         console.print(f"[red]not taken:[/red] {escape(place.node)} ({escape(place.op_type)}): {escape(place.reason)}")
     for problem in result.problems:
         console.print(f"[red]not taken:[/red] {escape(problem)}")
+    for each in islice(result.disagreements, LONGEST):
+        where = f"{escape(each.node)} ({escape(each.op_type)}): predicted {each.predicted}, placed on {each.observed}"
+        console.print(f"[yellow]predicted otherwise:[/yellow] {where}")
+    if result.runtime:
+        agree = result.compared - len(result.disagreements)
+        console.print(f"{escape(result.runtime)} agrees on {agree} of {result.compared} nodes that it was asked about")
     taken = len(result.placements) - len(result.fallback)
     console.print(f"{taken} of {len(result.placements)} nodes of {escape(result.model)} run on {result.target}")
 

@@ -50,8 +50,10 @@ def report(found: Report, goal: Path, *, first: bool = True) -> None:
     ]
     console.print(table("", ("", "before", "after", ""), rows, right=(1,)))
     console.print(f"\n{escape(coverage(found))}; {count(after.macs)} MACs")
+    _placement(found)
     _accuracy(found)
     _deployment(found)
+    _also(found)
     _passes(found)
     _slowest(found)
     _remarks(found)
@@ -111,6 +113,47 @@ def _accuracy(found: Report) -> None:
             console.print(f"{values} ({run.kind}, n = {measured.n}), {interval}{verdict}")
 
 
+def _placement(found: Report) -> None:
+    """Print where the nodes run where that is on more than one device or was checked, and what the compiler said."""
+    where = found.placement
+    if where.runtime or len(where.devices) > 1:
+        shares = [
+            f"{each.device.upper()} {share(each.node_share)} of nodes and {share(each.macs_share)} of MACs"
+            for each in where.devices
+        ]
+        who = f"as {where.runtime} placed them" if where.runtime else "predicted"
+        console.print(f"{', '.join(shares)}, {who}")
+        for left in where.fallback[:REASONS]:
+            ops = f"{left.count} {', '.join(left.ops)}"
+            console.print(f"[yellow]not on the target's own unit:[/yellow] {escape(ops)}: {escape(left.reason)}")
+        if where.disagreements:
+            names = ", ".join(f"{each.node} ({each.op_type})" for each in where.disagreements[:REASONS])
+            wrong = f"{len(where.disagreements)} of {where.compared} nodes"
+            console.print(f"[yellow]placed otherwise than predicted:[/yellow] {wrong}: {escape(names)}")
+    subjects: dict[str, list[str]] = {}
+    for fact in found.facts:
+        subjects.setdefault(fact.subject, []).append(f"{fact.name} {fact.value}")
+    for subject, facts in subjects.items():
+        console.print(f"{escape(subject)}: {escape(', '.join(facts))}")
+
+
+def _also(found: Report) -> None:
+    """Print what the package's further targets load, and what a run costs there."""
+    rows = [
+        (
+            escape(each.name),
+            size(each.artifact_bytes),
+            duration(each.seconds),
+            f"{duration(each.low_seconds)} to {duration(each.high_seconds)}" if each.low_seconds is not None else "-",
+        )
+        for each in found.also
+    ]
+    if rows:
+        console.print(
+            table("\nIn the same package", ("target", "size", "time of one run", "error band"), rows, right=(1, 2))
+        )
+
+
 def _deployment(found: Report) -> None:
     """Print SQNR as deployed and as simulated, on the same samples, and how many layers run in integers."""
     both = found.deployment
@@ -123,8 +166,10 @@ def _deployment(found: Report) -> None:
         parts.append(f"simulated {decibel(both.simulated.sqnr_db)}")
     if both.difference_db is not None and both.deployed is not None:
         parts.append(f"difference {difference(both.difference_db)} on {both.deployed.samples} samples")
-    if both.layers:
-        parts.append(f"{both.integer_layers} of {both.layers} layers in integer kernels")
+    if both.between is not None:
+        parts.append(f"deployed against simulated {decibel(both.between.sqnr_db)}")
+    if found.placement.layers:
+        parts.append(f"{found.placement.integer_layers} of {found.placement.layers} layers in integer kernels")
     if parts:
         console.print(", ".join(parts))
 

@@ -92,7 +92,8 @@ def assess(
         chosen = samples if scored else samples[: SLOW_SAMPLES if executor.slow else UNLABELLED_SAMPLES]
         unlabelled = chosen if scored else Samples(chosen.items, chosen.source, random=chosen.random)
         try:
-            candidate = loaded[executor.kind] = executor.load(artifact)
+            candidate = _remembering(executor.load(artifact))
+            loaded.setdefault(executor.kind, candidate)
             fidelity, evaluations = evaluate(
                 reference, candidate, unlabelled, metrics if scored else (), track=context.track
             )
@@ -114,32 +115,37 @@ def assess(
                 f"the outputs are only {worst:.1f} dB from the original's: measure with --eval, see with 'optkit diff' "
                 "which tensors suffer, and keep their nodes in float with a rule"
             )
-    deployment = compare_deployed(executions, reference, loaded.get("simulated"), samples)
+    deployment = compare_deployed(executions, reference, loaded, samples)
     return Assessment(tuple(executions), tuple(accuracy), tuple(notices), deployment)
 
 
 def compare_deployed(
-    executions: Sequence[Execution], reference: Run, simulated: Run | None, samples: Samples
+    executions: Sequence[Execution], reference: Run, loaded: Mapping[str, Run], samples: Samples
 ) -> Deployment:
     """Return how the package is as deployed and as simulated, over the samples that the deployed one ran.
 
     Args:
         executions: What ran, closest to the device first.
         reference: Runs the original.
-        simulated: Runs the package's arithmetic in float; None where it did not run.
+        loaded: What runs the package, by the executor's kind.
         samples: What the executors ran, from the first on.
     """
     deployed = next((each for each in executions if each.kind != "simulated"), None)
     float_ = next((each.fidelity for each in executions if each.kind == "simulated"), None)
+    simulated = loaded.get("simulated")
     if deployed is None:
         return Deployment(simulated=float_)
     if float_ is not None and simulated is not None and float_.samples != deployed.fidelity.samples:
         same = samples[: deployed.fidelity.samples]
         float_, _ = evaluate(reference, simulated, Samples(same.items, same.source, random=same.random), ())
-    difference = None
+    difference = between = None
+    if float_ is not None and simulated is not None:
+        few = samples[: min(deployed.fidelity.samples, UNLABELLED_SAMPLES)]
+        both = Samples(few.items, few.source, random=few.random)
+        between, _ = evaluate(simulated, loaded[deployed.kind], both, ())
     if float_ is not None and np.isfinite([deployed.fidelity.sqnr_db, float_.sqnr_db]).all():
         difference = deployed.fidelity.sqnr_db - float_.sqnr_db
-    return Deployment(deployed.kind, deployed.fidelity, float_, difference)
+    return Deployment(deployed.kind, deployed.fidelity, float_, difference, between)
 
 
 def _reference(original: ir.Model) -> Run:
@@ -148,24 +154,21 @@ def _reference(original: ir.Model) -> Run:
 
 
 def _remembering(run: Run) -> Run:
-    """Return ``run`` with a memory for the outputs of samples it has seen, up to a bound."""
+    """Return ``run`` with a memory, up to a bound, for the outputs of samples it has seen; others run in one call."""
     seen: dict[bytes, Outputs] = {}
     held = 0
 
     def remembered(samples: Sequence[Mapping[str, np.ndarray]]) -> list[Outputs]:
         nonlocal held
-        outputs = []
-        for sample in samples:
-            key = _digest(sample)
-            if key not in seen:
-                result = run([sample])[0]
-                size = sum(_nbytes(value) for value in result.values())
-                if held + size > REMEMBERED_BYTES:
-                    outputs.append(result)
-                    continue
+        keys = [_digest(sample) for sample in samples]
+        new = {key: sample for key, sample in zip(keys, samples, strict=True) if key not in seen}
+        found = dict(zip(new, run(list(new.values())), strict=True)) if new else {}
+        outputs = [found[key] if key in found else seen[key] for key in keys]
+        for key, result in found.items():
+            size = sum(_nbytes(value) for value in result.values())
+            if held + size <= REMEMBERED_BYTES:
                 seen[key] = result
                 held += size
-            outputs.append(seen[key])
         return outputs
 
     return remembered

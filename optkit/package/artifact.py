@@ -32,6 +32,7 @@ class Provenance:
         precision: The precision compiled, as ``w8a8``.
         recipe_sha256: Digest of the resolved recipe.
         executor: What the package was verified on, in full, or why it was not.
+        also: Further targets that the package serves.
     """
 
     source: str
@@ -41,6 +42,7 @@ class Provenance:
     precision: str
     recipe_sha256: str
     executor: str
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ def open_package(directory: str | Path) -> Package:
         raise InputError(f"the manifest cannot be read: {error}", where=str(path)) from error
     try:
         ours = manifest[METADATA]["optkit"]
-        provenance = Provenance(**{name: str(ours[name]) for name in Provenance.__dataclass_fields__})
+        names = [name for name in Provenance.__dataclass_fields__ if name != "also"]
+        also = tuple(str(name) for name in ours.get("also", ()))
+        provenance = Provenance(**{name: str(ours[name]) for name in names}, also=also)
         files = {str(name): FileRecord(str(f["sha256"]), int(f["bytes"])) for name, f in ours["files"].items()}
         versions = {str(name): str(number) for name, number in ours["versions"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:

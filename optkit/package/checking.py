@@ -9,11 +9,11 @@ from pathlib import Path
 import onnx_ir as ir
 
 from optkit import plugins
-from optkit.cost.arithmetic import COMPUTE
 from optkit.errors import InputError
 from optkit.model.loading import dynamic_dims, load
-from optkit.package.contract import Packager, Placement
-from optkit.session import CannotRunError
+from optkit.package.contract import Placement
+from optkit.package.placing import Placed, place
+from optkit.report.contents import Disagreement
 from optkit.target import Target
 
 
@@ -26,12 +26,18 @@ class Check:
         target: The target's name.
         placements: One entry per node.
         problems: What stands against the model as a whole (dynamic dimensions, opset).
+        runtime: The toolchain's runtime, which was asked too; empty where it was not.
+        compared: How many nodes it was asked about.
+        disagreements: Those that it placed otherwise.
     """
 
     model: str
     target: str
     placements: tuple[Placement, ...]
     problems: tuple[str, ...]
+    runtime: str = ""
+    compared: int = 0
+    disagreements: tuple[Disagreement, ...] = ()
 
     @property
     def fallback(self) -> tuple[Placement, ...]:
@@ -54,21 +60,17 @@ def check_model(path: Path, target: Target, dims: Mapping[str, int] | None = Non
         require_static(model, target)
     except InputError as error:
         problems.append(str(error))
-    placements = plugins.packager(target.packager).placement(model, target)
-    return Check(path.name, target.name, tuple(placements), tuple(problems))
-
-
-def integer_layers(model: ir.Model, toolchain: Packager, target: Target) -> tuple[int, int] | None:
-    """Return how many convolutions, matrix products and recurrences a model has, and how many end in integer kernels.
-
-    None where the toolchain cannot tell, because its runtime does not load the model here.
-    """
-    try:
-        places = toolchain.placement(model, target)
-    except CannotRunError:
-        return None
-    layers = [place for place in places if place.op_type in COMPUTE and place.device]
-    return len(layers), sum(place.precision.startswith("int") for place in layers)
+    toolchain = plugins.packager(target.packager)
+    placed = Placed(tuple(toolchain.placement(model, target))) if problems else place(model, toolchain, target)
+    return Check(
+        path.name,
+        target.name,
+        placed.placements,
+        tuple(problems),
+        placed.runtime,
+        placed.compared,
+        placed.disagreements,
+    )
 
 
 def require_static(model: ir.Model, target: Target) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -41,6 +41,21 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class Fact:
+    """One thing that a toolchain's compiler says of what it made; the same for the same inputs.
+
+    Attributes:
+        subject: What it is about, as ``snapdragon-8gen3-npu``.
+        name: As ``VTCM`` or ``spilled``.
+        value: In words, with its unit.
+    """
+
+    subject: str
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
 class Artifact:
     """What the device loads.
 
@@ -49,12 +64,20 @@ class Artifact:
         entry: The file to load, relative to it.
         files: Every file that the device needs, relative to it, the entry included; their sum is the reported size.
         manifest: Keys for the package's ``manifest.json`` that the artifact's own loader wants.
+        also: The files that each further target of the package needs, by its name.
+        facts: What the toolchain's compiler says of the artifact.
+        notices: What the user should know of how it was made.
+        missing: What is not in the package because something optional is not installed, and how to install it.
     """
 
     directory: Path
     entry: str
     files: tuple[str, ...]
     manifest: Mapping[str, Any]
+    also: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    facts: tuple[Fact, ...] = ()
+    notices: tuple[str, ...] = ()
+    missing: str = ""
 
 
 class Executor(ABC):
@@ -94,13 +117,26 @@ class Setup:
 
 
 class Packager(ABC):
-    """Writes a model in the form that a device's runtime loads, and runs it as close to the device as can be here."""
+    """Writes a model in the form that a device's runtime loads, and runs it as close to the device as can be here.
+
+    Attributes:
+        name: What targets call it by.
+        shares_packages: Whether one package can serve several targets whose pipelines are the same.
+    """
 
     name: ClassVar[str]
+    shares_packages: ClassVar[bool] = False
 
     @abstractmethod
-    def package(self, model: ir.Model, target: Target, directory: Path) -> Artifact:
-        """Write the artifact for ``target`` into the existing, empty ``directory``."""
+    def package(self, model: ir.Model, target: Target, directory: Path, also: Sequence[Target] = ()) -> Artifact:
+        """Write the artifact into the existing, empty ``directory``.
+
+        Args:
+            model: The model, as the passes left it.
+            target: The target.
+            directory: The package's folder.
+            also: Further targets that the package is to serve, where ``shares_packages`` says that it can.
+        """
 
     @abstractmethod
     def open(self, directory: Path, manifest: Mapping[str, Any]) -> Artifact:
@@ -113,6 +149,22 @@ class Packager(ABC):
     @abstractmethod
     def placement(self, model: ir.Model, target: Target) -> list[Placement]:
         """Return where each node of the model would run."""
+
+    def observed(self, model: ir.Model, target: Target) -> Mapping[str, str] | None:
+        """Return the device that the toolchain's own runtime gives each node to, by node name.
+
+        `placement` is held against it. Nodes that the runtime folds away are left out. None where `placement` asks the
+        runtime itself, or where it is not installed here.
+
+        Raises:
+            CannotRunError: The runtime refuses the model.
+        """
+        return None
+
+    @property
+    def runtime(self) -> str:
+        """The runtime that `observed` asks, with its version, as reports name it."""
+        return ""
 
     def setup(self, target: Target) -> Setup:
         """Return what must be installed once to emulate ``target`` here.

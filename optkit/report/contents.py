@@ -13,6 +13,7 @@ from optkit.evaluate.fidelity import Fidelity
 
 if TYPE_CHECKING:
     from optkit.evaluate.evaluation import Evaluation
+    from optkit.package.contract import Fact
     from optkit.pipeline import Remark, Step
     from optkit.report.inspection import ModelFacts
 
@@ -163,16 +164,81 @@ class Deployment:
         deployed: Its outputs against the original's.
         simulated: The simulated outputs against the original's, on those samples.
         difference_db: SQNR deployed minus SQNR simulated; None where one is not known or both are not finite.
-        layers: Convolutions, matrix products and recurrences of the compiled model; None where it could not be asked.
-        integer_layers: Those of them that end in integer kernels.
+        between: The deployed outputs against the simulated ones, on those samples.
     """
 
     kind: str = ""
     deployed: Fidelity | None = None
     simulated: Fidelity | None = None
     difference_db: float | None = None
+    between: Fidelity | None = None
+
+
+@dataclass(frozen=True)
+class DeviceShare:
+    """How much of a model runs on one device: nodes, and their share and that of the multiply-accumulates, 0 to 1."""
+
+    device: str
+    nodes: int
+    node_share: float
+    macs_share: float
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A node that the toolchain's runtime gave to another device than predicted, and why that was predicted."""
+
+    node: str
+    op_type: str
+    predicted: str
+    observed: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """Nodes that the target does not take, for one reason: how many, the first of them, and their operators."""
+
+    reason: str
+    count: int
+    nodes: tuple[str, ...]
+    ops: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlacementSummary:
+    """Where the nodes of the compiled model run.
+
+    Attributes:
+        devices: The devices, the one with the most nodes first; empty where it could not be asked.
+        fallback: What the target does not take, the most frequent reason first.
+        layers: Convolutions, matrix products and recurrences; None where it could not be asked.
+        integer_layers: Those of them that end in integer kernels.
+        runtime: The runtime that placed the nodes, with its version; empty: predicted.
+        compared: How many nodes it was asked about.
+        disagreements: Those that it placed otherwise than predicted.
+    """
+
+    devices: tuple[DeviceShare, ...] = ()
+    fallback: tuple[Fallback, ...] = ()
     layers: int | None = None
     integer_layers: int | None = None
+    runtime: str = ""
+    compared: int = 0
+    disagreements: tuple[Disagreement, ...] = ()
+
+
+@dataclass(frozen=True)
+class FurtherTarget:
+    """Another device that the same package serves: size of what it loads, and what a run costs there."""
+
+    name: str
+    summary: str
+    artifact_bytes: int
+    seconds: float
+    low_seconds: float | None
+    high_seconds: float | None
+    joules: float | None
 
 
 @dataclass(frozen=True)
@@ -211,6 +277,10 @@ class Report:
     gates: tuple[Gate, ...] = ()
     notices: tuple[str, ...] = ()
     deployment: Deployment = Deployment()
+    placement: PlacementSummary = PlacementSummary()
+    facts: tuple[Fact, ...] = ()
+    also: tuple[FurtherTarget, ...] = ()
+    missing: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready data; infinite SQNR (bit-equal outputs) becomes None."""

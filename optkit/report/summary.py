@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,11 @@ import onnx_ir as ir
 import optkit
 from optkit.cost.summary import cost_summary
 from optkit.evaluate.assess import Assessment
+from optkit.package.contract import Artifact, Packager
+from optkit.package.placing import summarize_placement
 from optkit.pipeline import Context, PipelineResult
 from optkit.precision import Precision
-from optkit.report.contents import CostSummary, Coverage, Gate, Report, group_remarks
+from optkit.report.contents import CostSummary, Coverage, FurtherTarget, Gate, Report, group_remarks
 from optkit.report.coverage import coverage
 from optkit.report.inspection import inspect_model
 from optkit.target import Target
@@ -47,9 +49,10 @@ def summarize(
     name: str,
     sha256: str,
     source_bytes: int,
-    artifact_bytes: int,
+    artifact: Artifact,
     package: str,
     target: Target,
+    toolchain: Packager,
     precision: Precision,
     original: ir.Model,
     compiled: ir.Model,
@@ -59,7 +62,7 @@ def summarize(
     gates: Gates,
     sample: Mapping[str, np.ndarray],
     demanded: bool = True,
-    layers: tuple[int, int] | None = None,
+    also: Sequence[Target] = (),
 ) -> Report:
     """Return the report of a compilation.
 
@@ -67,9 +70,10 @@ def summarize(
         name: The model's file name.
         sha256: Digest over the model's files.
         source_bytes: Their size.
-        artifact_bytes: Size of what the device loads.
+        artifact: What the device loads.
         package: Name of the package's folder.
         target: The device.
+        toolchain: Its packager.
         precision: The precision compiled.
         original: The model as loaded.
         compiled: The model as packaged.
@@ -79,12 +83,13 @@ def summarize(
         gates: Limits to hold the result against.
         sample: One sample: its shapes are priced where the model leaves dimensions open.
         demanded: Whether a precision was asked for.
-        layers: How many layers the compiled model has, and how many of them end in integer kernels, if it is known.
+        also: Further targets that the package serves.
     """
     before, after = (cost_summary(model, target, sample) for model in (original, compiled))
     lossy = [step.pass_name for step in result.steps if step.effect.kind == "lossy"]
     covered = coverage(compiled, after, precision, context.remarks, lossy)
-    notices = list(assessment.notices)
+    artifact_bytes = _bytes(artifact, artifact.files)
+    notices = [*artifact.notices, *([artifact.missing] if artifact.missing else ()), *assessment.notices]
     if result.unverified:
         notices.insert(0, f"the passes were not verified by execution: {result.unverified}")
     if context.calibration is not None and context.calibration.random:
@@ -111,12 +116,24 @@ def summarize(
         calibration=Path(context.calibration.source).name if context.calibration is not None else "none",
         gates=check_gates(gates, artifact_bytes, after, assessment, covered, demanded=demanded),
         notices=tuple(dict.fromkeys(notices)),
-        deployment=replace(
-            assessment.deployment,
-            layers=layers[0] if layers is not None else None,
-            integer_layers=layers[1] if layers is not None else None,
-        ),
+        deployment=assessment.deployment,
+        placement=summarize_placement(compiled, toolchain, target, after.nodes),
+        facts=artifact.facts,
+        also=tuple(_further(compiled, each, sample, artifact) for each in also),
+        missing=artifact.missing,
     )
+
+
+def _further(model: ir.Model, target: Target, sample: Mapping[str, np.ndarray], artifact: Artifact) -> FurtherTarget:
+    cost = cost_summary(model, target, sample)
+    held = _bytes(artifact, artifact.also.get(target.name, ()))
+    return FurtherTarget(
+        target.name, target.summary, held, cost.seconds, cost.low_seconds, cost.high_seconds, cost.joules
+    )
+
+
+def _bytes(artifact: Artifact, files: Sequence[str]) -> int:
+    return sum((artifact.directory / file).stat().st_size for file in files)
 
 
 def check_gates(

@@ -12,7 +12,7 @@ onnxruntime/core/session/model_package/README.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class OrtPackager(Packager):
 
     name = "ort"
 
-    def package(self, model: ir.Model, target: Target, directory: Path) -> Artifact:
+    def package(self, model: ir.Model, target: Target, directory: Path, also: Sequence[Target] = ()) -> Artifact:
         """Write the model and its component description; opset and IR version are those of the model.
 
         Raises:
