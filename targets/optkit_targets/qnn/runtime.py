@@ -46,6 +46,7 @@ class Compiled:
         assignment: The provider that took each node, after onnxruntime's own fusions.
         seconds: Wall time within onnxruntime and the compiler. Never written into a package.
         profile: The compiler's own profile, a CSV text.
+        complaint: The first error that the compiler logged; empty where it logged none.
     """
 
     wrapper: Path
@@ -54,6 +55,7 @@ class Compiled:
     assignment: Mapping[str, str]
     seconds: float
     profile: str
+    complaint: str
 
 
 def missing() -> str:
@@ -96,7 +98,9 @@ def assignment(model: ir.Model, target: Target) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="optkit-") as folder, Child(Path(folder)) as child:
         save(model, Path(folder) / MODEL)
         found = child.ask("assign", folder=folder, provider=provider_options(target))
-    assert isinstance(found, dict)
+        assert isinstance(found, dict)
+        if NPU not in found.values() and child.logged():  # not the model's doing: a chip that it does not know
+            raise CannotRunError(f"{name()} has no compiler for target '{target.name}': {child.logged()}")
     return found
 
 
@@ -125,6 +129,7 @@ def compiled(model: Path | ir.Model, target: Target, *, fallback: bool = False) 
             made["assignment"],
             made["seconds"],
             profile.read_text(encoding="utf-8") if profile.is_file() else "",
+            child.logged(),
         )
 
 
@@ -200,7 +205,7 @@ class Child:
             raise CannotRunError(what) from error
         if kind == "refused":
             sentence = STATUS.sub("", result.strip().splitlines()[0] if result.strip() else "no reason given")
-            logged = self._logged()
+            logged = self.logged()
             raise CannotRunError(f"{sentence} ({logged})" if logged and logged not in sentence else sentence)
         return result
 
@@ -221,14 +226,14 @@ class Child:
         """End the process."""
         self.close()
 
-    def _logged(self) -> str:
+    def logged(self) -> str:
         """Return the first error that onnxruntime logged: it is the cause, what it raised a consequence."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         return next((found.group(1) for line in lines if (found := LOGGED.search(line))), "")
 
     def _said(self) -> str:
         lines = [line for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        return self._logged() or (lines[-1] if lines else "it said nothing")
+        return self.logged() or (lines[-1] if lines else "it said nothing")
 
 
 def _ending(code: int) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime as ort
 import onnxruntime_qnn as qnn
 
-# from optkit_targets.qnn.binary import read_binary
+from optkit_targets.qnn.binary import read_binary
 
 MODEL, WRAPPER, PROFILE = "model.onnx", "context.onnx", "profile.csv"
 NPU = "QNNExecutionProvider"
@@ -59,7 +59,7 @@ class Worker:
             raise RuntimeError("the session did not choose the NPU's execution provider")
         binaries = sorted(path.name for path in Path().glob("*.bin"))
         library = Path(qnn.LIB_DIR_FULL_PATH) / "libQnnSystem.so"
-        facts = []
+        facts = [read_binary(library, Path(name)) for name in binaries]
         return {"seconds": seconds, "binaries": binaries, "facts": facts, "assignment": _assignment(session)}
 
     def load(self, model: str, provider: Mapping[str, str], *, fallback: bool) -> list[str]:
