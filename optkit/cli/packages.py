@@ -22,6 +22,9 @@ def run(
     data: InputData,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the outputs to this .npz.")] = None,
     executor: Executor = None,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", metavar="TARGET", help="Which of the package's targets; the first.")
+    ] = None,
     preprocess: Preprocess = None,
     json: Json = False,
 ) -> None:
@@ -29,7 +32,7 @@ def run(
     from optkit.cli import render, show
     from optkit.package.running import run_package
 
-    result = run_package(package, data, preprocess=preprocess, executor=executor, output=output)
+    result = run_package(package, data, preprocess=preprocess, executor=executor, target=target, output=output)
     if json:
         show.print_json(result)
     else:

@@ -68,6 +68,7 @@ class Artifact:
         facts: What the toolchain's compiler says of the artifact.
         notices: What the user should know of how it was made.
         missing: What is not in the package because something optional is not installed, and how to install it.
+        network: An ONNX file of the package with every node as written, where ``entry`` hides them.
     """
 
     directory: Path
@@ -78,6 +79,12 @@ class Artifact:
     facts: tuple[Fact, ...] = ()
     notices: tuple[str, ...] = ()
     missing: str = ""
+    network: str = ""
+
+    @property
+    def plain(self) -> str:
+        """The ONNX file to look into: `network`, or the entry itself."""
+        return self.network or self.entry
 
 
 class Executor(ABC):

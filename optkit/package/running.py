@@ -13,9 +13,9 @@ import onnx_ir as ir
 
 from optkit import plugins
 from optkit.dataset.samples import read_samples
-from optkit.errors import InputError, OptkitError
+from optkit.errors import InputError, OptkitError, did_you_mean
 from optkit.evaluate.assess import choose_executors
-from optkit.model.loading import load
+from optkit.model.loading import dynamic_dims, load
 from optkit.package.artifact import Package, check_hashes, open_package
 from optkit.package.contract import Artifact, Executor
 from optkit.target import load_target
@@ -53,20 +53,34 @@ class PackageCheck:
     detail: str
 
 
-def open_artifact(directory: Path) -> tuple[Package, Artifact, list[Executor]]:
-    """Return a package, its artifact, and what can run it here, closest to the target first."""
+def open_artifact(directory: Path, target: str | None = None) -> tuple[Package, Artifact, list[Executor]]:
+    """Return a package, its artifact, and what can run it here, closest to the target first.
+
+    Args:
+        directory: The package.
+        target: Which of its targets; the first by default.
+
+    Raises:
+        InputError: The package cannot be used, or does not serve that target.
+    """
     package = open_package(directory)
     toolchain = plugins.packager(package.provenance.packager)
-    target = load_target(package.provenance.target)
-    return package, toolchain.open(directory, package.manifest), toolchain.executors(target)
+    served = (package.provenance.target, *package.provenance.also)
+    device = load_target(target or served[0])
+    if device.name not in served:
+        what = f"the package does not serve target '{device.name}'"
+        raise InputError(what, where=str(directory), hint=did_you_mean(device.name, served))
+    return package, toolchain.open(directory, package.manifest), toolchain.executors(device)
 
 
 def load_model(path: Path, dims: Mapping[str, int] | None = None) -> ir.Model:
-    """Load an ONNX file, or the model of a package whose artifact is one."""
-    if (path / "manifest.json").is_file():
-        _, artifact, _ = open_artifact(path)
-        path = artifact.directory / artifact.entry
-    return load(path, dims)
+    """Load an ONNX file, or the model of a package; ``dims`` that a package has fixed already are passed over."""
+    if not (path / "manifest.json").is_file():
+        return load(path, dims)
+    _, artifact, _ = open_artifact(path)
+    model = load(artifact.directory / artifact.plain)
+    left = {name: size for name, size in (dims or {}).items() if name in dynamic_dims(model)}
+    return load(artifact.directory / artifact.plain, left) if left else model
 
 
 def run_package(
@@ -75,6 +89,7 @@ def run_package(
     *,
     preprocess: Path | None = None,
     executor: str | None = None,
+    target: str | None = None,
     output: Path | None = None,
 ) -> RunResult:
     """Run a package on samples.
@@ -84,14 +99,15 @@ def run_package(
         data: Samples in any form that `optkit.dataset.samples.read_samples` takes.
         preprocess: How images become inputs, where the data does not say so.
         executor: ``native``, ``emulated`` or ``simulated``; the one closest to the target by default.
+        target: Which of the package's targets; the first by default.
         output: Write the outputs of all samples there, an ``.npz`` with the samples along a new leading axis.
 
     Raises:
         InputError: The package or the data cannot be used, or outputs of different shapes cannot be written as one.
     """
-    _, artifact, available = open_artifact(directory)
+    _, artifact, available = open_artifact(directory, target)
     chosen = choose_executors(available, executor)[0]
-    samples = read_samples(data, load(artifact.directory / artifact.entry), preprocess=preprocess)
+    samples = read_samples(data, load(artifact.directory / artifact.plain), preprocess=preprocess)
     results = chosen.load(artifact)(list(samples))
     outputs = tuple(
         OutputFacts(name, str(array.dtype), array.shape, *_range([result[name] for result in results]))
@@ -128,14 +144,15 @@ def verify_package(directory: Path) -> list[PackageCheck]:
     names = ", ".join(f"{difference.path} is {difference.kind}" for difference in differences[:3])
     checks = [PackageCheck("hashes", not differences, names or f"{len(package.files)} files are as written")]
     try:
-        _, artifact, executors = open_artifact(directory)
-        model = load(artifact.directory / artifact.entry)
+        opened = [open_artifact(directory, name) for name in (package.provenance.target, *package.provenance.also)]
+        artifact, executors = opened[0][1], {each.name: each for _, _, found in opened for each in found}
+        model = load(artifact.directory / artifact.plain)
     except OptkitError as error:
         return [*checks, PackageCheck("loads", False, str(error))]
     checks.append(PackageCheck("loads", True, f"{sum(1 for _ in model.graph.all_nodes())} nodes"))
     from optkit.dataset.samples import random_samples
 
-    for executor in executors:
+    for executor in executors.values():
         try:
             executor.load(artifact)(list(random_samples(model, 1)))
             checks.append(PackageCheck("runs", True, f"on {executor.name}"))
