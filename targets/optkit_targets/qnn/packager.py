@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from optkit_targets.qnn.executors import Htp, Simulated
 from optkit_targets.qnn.interface import interface
 from optkit_targets.qnn.layout import COMPONENT, FALLBACK, NO_FALLBACK, Layout
 from optkit_targets.qnn.placement import place
+from optkit_targets.qnn.readme import ContextFiles, PackageFiles, readme
 
 CPU, NPU = "cpu", "npu"
 
@@ -39,46 +41,32 @@ class QnnPackager(Packager):
             VerificationError: The compiler refuses the model, or takes no node of it.
         """
         (directory / COMPONENT / FALLBACK).mkdir(parents=True)
-        fallback = [
-            path.relative_to(directory).as_posix()
-            for path in save(model, directory / COMPONENT / FALLBACK / "model.onnx")
-        ]
+        saved = save(model, directory / COMPONENT / FALLBACK / "model.onnx")
+        fallback = tuple(path.relative_to(directory).as_posix() for path in saved)
         whole = all(each.device == NPU for each in self.placement(model, target))
-        variants: dict[str, tuple[str, Mapping[str, str]]] = {FALLBACK: (fallback[0], {NO_FALLBACK: str(int(whole))})}
-        files: dict[str, tuple[str, ...]] = {}
-        facts: list[Fact] = []
         wanted = bool(target.options.get("context_binary"))
-        for device in (target, *also) if wanted and not runtime.missing() else ():
-            folder = directory / COMPONENT / device.name
-            folder.mkdir()
-            try:
-                with runtime.compiled(model, device, fallback=True) as made:
-                    on_npu = set(made.assignment.values()) == {runtime.NPU}
-                    if runtime.NPU not in made.assignment.values():
-                        raise CannotRunError(made.complaint or "it takes no node of the model")
-                    written = [shutil.copy(path, folder / path.name) for path in (made.wrapper, *made.binaries)]
-                    facts += [fact for each in made.facts for fact in _facts(device.name, each)]
-            except CannotRunError as error:
-                what = f"{runtime.name()} does not compile the model for '{device.name}': {error.what}"
-                hint = "see which nodes it takes with 'optkit check', or pass --no-context-binary"
-                raise VerificationError(what, hint=hint) from error
-            files[device.name] = tuple(Path(path).relative_to(directory).as_posix() for path in written)
-            variants[device.name] = files[device.name][0], {NO_FALLBACK: str(int(on_npu))}
-        options = {device.name: runtime.provider_options(device) for device in (target, *also)}
-        Layout(variants).write(directory, {name: options.get(name, options[target.name]) for name in variants})
-        (directory / "interface.json").write_text(json.dumps(interface(model), indent=2) + "\n", encoding="utf-8")
+        devices = (target, *also)
+        made = {each.name: _compile(model, each, directory) for each in devices if wanted and not runtime.missing()}
+        contexts = tuple(
+            made[each.name].files if each.name in made else _uncompiled(each, fallback[0], whole) for each in devices
+        )
+        _write_description(model, directory, devices, contexts, fallback[0], whole, made)
         manifest = {"schema_version": "1.0", "layout": "portable", "components": {COMPONENT: COMPONENT}}
-        entry, *others = files.get(target.name, tuple(fallback))
         notices, missing = _explain(wanted)
+        loaded = {
+            each.name: (context.load, *(context.binaries or fallback[1:]))
+            for each, context in zip(devices, contexts, strict=True)
+        }
         return Artifact(
             directory,
-            entry,
-            (entry, *others),
+            contexts[0].load,
+            loaded.pop(target.name),
             manifest,
-            also={device.name: files.get(device.name, tuple(fallback)) for device in also},
-            facts=tuple(facts),
+            also=loaded,
+            facts=tuple(fact for each in made.values() for fact in each.facts),
             notices=notices,
             missing=missing,
+            network=fallback[0],
         )
 
     def open(self, directory: Path, manifest: Mapping[str, Any]) -> Artifact:
@@ -99,7 +87,8 @@ class QnnPackager(Packager):
         entry = layout.variant(target)[0]
         keys = {key: value for key, value in manifest.items() if key != "additional_metadata"}
         own = files.get(target) or files[FALLBACK]
-        return Artifact(directory, entry, (entry, *(file for file in own if file != entry)), keys)
+        network = layout.variant(FALLBACK)[0]
+        return Artifact(directory, entry, (entry, *(file for file in own if file != entry)), keys, network=network)
 
     def executors(self, target: Target) -> list[Executor]:
         """Return the emulator where it is installed, and float arithmetic last."""
@@ -126,6 +115,77 @@ class QnnPackager(Packager):
     def runtime(self) -> str:
         """The execution provider and its version."""
         return "" if runtime.missing() else runtime.name()
+
+
+@dataclass(frozen=True)
+class _Made:
+    files: ContextFiles
+    facts: tuple[Fact, ...]
+    sdk: str
+
+
+def _compile(model: ir.Model, target: Target, directory: Path) -> _Made:
+    """Compile a model for one chip into its folder of the package.
+
+    Raises:
+        VerificationError: The compiler refuses the model, takes no node of it, or made a binary for another chip.
+    """
+    folder = directory / COMPONENT / target.name
+    folder.mkdir()
+    try:
+        with runtime.compiled(model, target, fallback=True) as made:
+            if runtime.NPU not in made.assignment.values():
+                raise CannotRunError(made.complaint or "it takes no node of the model")
+            strange = [each for each in made.facts if each.soc_model not in (None, target.options["soc_model"])]
+            if strange:
+                raise CannotRunError(f"the binary is for soc_model {strange[0].soc_model}")
+            for path in (made.wrapper, *made.binaries):
+                shutil.copy(path, folder / path.name)
+    except CannotRunError as error:
+        what = f"{runtime.name()} does not compile the model for '{target.name}': {error.what}"
+        hint = "see which nodes it takes with 'optkit check', or pass --no-context-binary"
+        raise VerificationError(what, hint=hint) from error
+    files = ContextFiles(
+        target=target.name,
+        chip=target.summary,
+        soc_model=int(target.options["soc_model"]),
+        htp_arch=int(target.options["htp_arch"]),
+        load=f"{COMPONENT}/{target.name}/{made.wrapper.name}",
+        binaries=tuple(f"{COMPONENT}/{target.name}/{path.name}" for path in made.binaries),
+        whole=set(made.assignment.values()) == {runtime.NPU},
+    )
+    build = next((each.sdk for each in made.facts if each.sdk), "")
+    sdk = ".".join(build.removeprefix("v").split(".")[:3])
+    return _Made(files, tuple(fact for each in made.facts for fact in _facts(target.name, each)), sdk)
+
+
+def _uncompiled(target: Target, model: str, whole: bool) -> ContextFiles:
+    soc, arch = int(target.options["soc_model"]), int(target.options["htp_arch"])
+    return ContextFiles(target=target.name, chip=target.summary, soc_model=soc, htp_arch=arch, load=model, whole=whole)
+
+
+def _write_description(
+    model: ir.Model,
+    directory: Path,
+    devices: Sequence[Target],
+    contexts: Sequence[ContextFiles],
+    fallback: str,
+    whole: bool,
+    made: Mapping[str, _Made],
+) -> None:
+    """Write what tells people and runtimes what is in the package."""
+    edges = interface(model)
+    variants = {FALLBACK: (fallback, {NO_FALLBACK: str(int(whole))})}
+    providers = {FALLBACK: runtime.provider_options(devices[0])}
+    for device, context in zip(devices, contexts, strict=True):
+        if context.binaries:
+            variants[device.name] = context.load, {NO_FALLBACK: str(int(context.whole))}
+            providers[device.name] = runtime.provider_options(device)
+    Layout(variants).write(directory, providers)
+    (directory / "interface.json").write_text(json.dumps(edges, indent=2) + "\n", encoding="utf-8")
+    sdk = next((each.sdk for each in made.values()), "")
+    described = PackageFiles("Model", tuple(contexts), fallback, edges, sdk)
+    (directory / "README.md").write_text(readme(described), encoding="utf-8")
 
 
 def _explain(wanted: bool) -> tuple[tuple[str, ...], str]:

@@ -76,11 +76,13 @@ def name() -> str:
 def provider_options(target: Target) -> dict[str, str]:
     """Return the execution provider's options for a target's chip.
 
-    Graph inputs and outputs are quantized on the NPU, not on the CPU beside it.
+    All of the chip's tightly coupled memory is used. Graph inputs and outputs are quantized on the NPU, not on the CPU
+    beside it.
     """
     return {
         "soc_model": str(target.options["soc_model"]),
         "htp_arch": str(target.options["htp_arch"]),
+        "vtcm_mb": str(int(target.options["vtcm_bytes"]) >> 20),
         "htp_graph_finalization_optimization_mode": "3",
         "offload_graph_io_quantization": "0",
     }
