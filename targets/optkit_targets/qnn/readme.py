@@ -29,23 +29,23 @@ EXTENSIONS = "libQnnHtpNetRunExtensions.so"
 
 @dataclass(frozen=True)
 class ContextFiles:
-    """What was compiled for one SoC.
+    """What a package holds for one SoC.
 
     Attributes:
         target: The target's name in optkit (``snapdragon-8gen3-npu``).
         chip: The SoC in words (``Snapdragon 8 Gen 3 (SM8650)``), or empty.
         soc_model: Qualcomm's number of it.
         htp_arch: Version of its Hexagon (75 is v75).
-        wrapper: The ONNX file that onnxruntime loads.
-        binaries: The context binaries beside it, which it refers to.
+        load: The ONNX file that onnxruntime loads: the wrapper of a context binary, or the model itself.
+        binaries: The context binaries beside a wrapper, which it refers to; none where the device compiles the model.
         whole: Whether the NPU runs the whole model; else onnxruntime runs the rest on the CPU.
     """
 
     target: str
     soc_model: int
     htp_arch: int
-    wrapper: str
-    binaries: tuple[str, ...]
+    load: str
+    binaries: tuple[str, ...] = ()
     chip: str = ""
     whole: bool = True
 
@@ -56,17 +56,17 @@ class PackageFiles:
 
     Attributes:
         name: What to call the model.
-        contexts: What was compiled, one entry for each SoC; at least one.
+        contexts: What there is for each SoC; at least one.
         model: The quantized ONNX model that they were compiled from, for every other Snapdragon.
         interface: The model's inputs and outputs, from `optkit_targets.qnn.interface.interface`.
-        sdk: Version of the QNN SDK that compiled (``2.51.0``).
+        sdk: Version of the QNN SDK that compiled (``2.51.0``), or empty.
     """
 
     name: str
     contexts: tuple[ContextFiles, ...]
     model: str
     interface: Mapping[str, Any]
-    sdk: str
+    sdk: str = ""
 
 
 def readme(package: PackageFiles) -> str:
@@ -91,6 +91,8 @@ def readme(package: PackageFiles) -> str:
     return environment.get_template("README.md.j2").render(
         package=package,
         first=package.contexts[0],
+        compiled=any(context.binaries for context in package.contexts),
+        newer=f" ({package.sdk} or newer)" if package.sdk else "",
         architectures=sorted({context.htp_arch for context in package.contexts}),
         python_feeds=[(edge["name"], _numpy_zeros(edge)) for edge in edges],
         cpp_feeds=[(edge["name"], _cpp_type(edge), _static(edge)) for edge in edges],
