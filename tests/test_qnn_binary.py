@@ -34,6 +34,15 @@ g (float[1,24,512,512] x) => (float[1,24,512,512] y)
     d = Transpose<perm = [0, 1, 3, 2]>(c)
     y = Add(d, x)
 }"""
+SPLIT = """<ir_version: 8, opset_import: ["" : 13]>
+g (float[1,3,16,16] x) => (float[1,3,16,16] y)
+<int64[2] axes = {2, 3}> {
+    a = Sigmoid(x)
+    b = Det(a)
+    c = Unsqueeze(b, axes)
+    d = Mul(c, a)
+    y = Add(d, x)
+}"""
 COMPILE = """
 import json, sys
 import onnxruntime as ort
@@ -43,8 +52,8 @@ devices = [device for device in ort.get_ep_devices() if device.ep_name == qnn.ge
 for model, goal, provider in json.loads(sys.argv[1]):
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    entries = {"ep.context_enable": "1", "ep.context_file_path": goal, "session.disable_cpu_ep_fallback": "1"}
-    for key, value in {**entries, "ep.context_embed_mode": "0"}.items():
+    entries = {"ep.context_enable": "1", "ep.context_file_path": goal, "ep.context_embed_mode": "0"}
+    for key, value in entries.items():
         options.add_session_config_entry(key, value)
     options.add_provider_for_devices(devices[:1], {"backend_path": qnn.get_qnn_htp_path(), **provider})
     ort.InferenceSession(model, options)
@@ -90,16 +99,18 @@ def library() -> Path:
 
 @pytest.fixture(scope="module")
 def folder(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with context binaries for three SoCs, and a profile of the first compilation."""
+    """Return a folder with context binaries for four SoCs, and a profile of the first compilation."""
     folder = tmp_path_factory.mktemp("binaries")
     save(ir.from_onnx_text(QUANTIZED), folder / "quantized.onnx")
     save(ir.from_onnx_text(FLOAT), folder / "float.onnx")
+    save(ir.from_onnx_text(SPLIT), folder / "split.onnx")
     best = {"htp_graph_finalization_optimization_mode": "3"}
     profile = {"profiling_level": "detailed", "profiling_file_path": str(folder / "profile.csv")}
     jobs = [
         ("quantized", "gen3", {"soc_model": "57", "htp_arch": "75", **best, **profile}),
         ("quantized", "elite", {"soc_model": "69", "htp_arch": "79", "vtcm_mb": "8"}),
         ("float", "gen2", {"soc_model": "43", "htp_arch": "73", "vtcm_mb": "2", **best}),
+        ("split", "gen1", {"soc_model": "36", "htp_arch": "69"}),
     ]
     paths = [(str(folder / f"{model}.onnx"), str(folder / f"{goal}.onnx"), options) for model, goal, options in jobs]
     run(COMPILE, json.dumps(paths))
@@ -110,7 +121,7 @@ def folder(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(library: Path, folder: Path) -> dict[str, Any]:
-    names = ("gen3", "elite", "gen2", "cut", "empty", "missing")
+    names = ("gen3", "elite", "gen2", "gen1", "cut", "empty", "missing")
     output = run(READ, str(library), *(str(folder / f"{name}_qnn.bin") for name in names))
     return dict(zip(names, json.loads(output.splitlines()[-1]), strict=True))
 
@@ -119,6 +130,14 @@ def test_a_binary_names_the_chip_it_was_compiled_for(found: dict[str, Any]) -> N
     chips = {name: (found[name]["soc_model"], found[name]["dsp_arch"]) for name in ("gen3", "elite", "gen2")}
     assert chips == {"gen3": (57, 75), "elite": (69, 79), "gen2": (43, 73)}
     assert all(found[name]["backend"] == layout.HTP_BACKEND and not found[name]["notes"] for name in chips)
+
+
+def test_a_model_that_the_cpu_splits_has_several_graphs(found: dict[str, Any]) -> None:
+    before, behind = found["gen1"]["graphs"]
+    assert [edge["name"] for edge in behind["inputs"] + behind["outputs"]][-1] == "y"
+    assert len(behind["inputs"]) > len(before["inputs"]) == 1
+    assert behind["vtcm_bytes"] == 4 * 2**20
+    assert found["gen1"]["soc_model"] == 36
 
 
 def test_a_binary_names_the_sdk_that_wrote_it(found: dict[str, Any]) -> None:
