@@ -66,6 +66,22 @@ CIFAR10 = ("cifar10_jpeg/calibration.npz[:128]", "cifar10_jpeg/test.npz[:500]")
 IMAGENET = ("imagenet_sample[:100]", "imagenet_sample[100:]")
 SPEECH = text("silero_vad", "eval[:32]", "eval[32:48]")
 
+# Sizes that make every shape static, for devices that want that, and data of those sizes where the model's own varies.
+STATIC_DIMS = {
+    "ad_autoencoder": {"N": 1},
+    "fns_candy": {"None": 1},
+    "magika_v3_3": {"unk__214": 1},
+    "mobilenet_v1_075": {"N": 1},
+    "relu_lm": {"N": 1, "T": 128},
+    "resnet20_cifar10": {"N": 1},
+    "resnet56_cifar10": {"N": 1},
+    "silero_vad": {"input.0": 1, "input.1": 576, "state.1": 1},
+    "silero_vad_half": {"input.0": 1, "input.1": 576, "state.1": 1},
+    "silero_vad_op18_ifless": {"batch": 1, "sequence": 576},
+    "sst2_relu_encoder": {"N": 1, "T": 40},
+    "stories260k": {"N": 1, "T": 64},
+}
+
 REAL_MODELS = {
     name: RealModel(f"{folder}/{name}.onnx", *rest)
     for name, folder, *rest in (

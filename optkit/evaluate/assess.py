@@ -88,12 +88,12 @@ def assess(
     accuracy: list[Evaluation] = []
     loaded: dict[str, Run] = {}
     for executor in executors:
-        scored = measured and not executor.slow
-        chosen = samples if scored else samples[: SLOW_SAMPLES if executor.slow else UNLABELLED_SAMPLES]
-        unlabelled = chosen if scored else Samples(chosen.items, chosen.source, random=chosen.random)
         try:
             candidate = _remembering(executor.load(artifact))
             loaded.setdefault(executor.kind, candidate)
+            scored = measured and not executor.slow
+            chosen = samples if scored else samples[: SLOW_SAMPLES if executor.slow else UNLABELLED_SAMPLES]
+            unlabelled = chosen if scored else Samples(chosen.items, chosen.source, random=chosen.random)
             fidelity, evaluations = evaluate(
                 reference, candidate, unlabelled, metrics if scored else (), track=context.track
             )

@@ -95,7 +95,7 @@ class Executor(ABC):
         kind: ``native`` (this machine is the target), ``emulated`` (the target's instructions or the vendor's
             emulator), or ``simulated`` (another machine, the same arithmetic in float).
         notice: Why a better executor was not used and what would make it available, or empty.
-        slow: Whether a report should run only a few samples on it.
+        slow: Whether a report should run only a few samples on it; known when an artifact is loaded.
     """
 
     name: str

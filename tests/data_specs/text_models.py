@@ -22,7 +22,7 @@ Sample = dict[str, np.ndarray]
 
 CONTEXT = 128  # characters that relu_lm sees
 SST2_TOKENS = 40  # the most that sst2_relu_encoder takes
-UNKNOWN, CLS = 1, 2  # ids in sst2/vocab.json
+PADDING, UNKNOWN, CLS = 0, 1, 2  # ids in sst2/vocab.json
 VAD_WINDOW, VAD_OVERLAP = 512, 64  # samples at 16 kHz
 
 
@@ -66,6 +66,21 @@ def _sentences(file: str) -> Iterator[Sample]:
             words = [index.get(word, UNKNOWN) for word in row["sentence"].lower().split()]
             ids = np.array([[CLS, *words][:SST2_TOKENS]], np.int64)
             yield {"input_ids": ids, "labels": np.int64(row["label"])}
+
+
+def _padded(samples: Iterator[Sample]) -> Iterator[Sample]:
+    """Sentences filled up to 40 tokens, which a device that takes static shapes wants; the model masks the rest."""
+    for sample in samples:
+        filler = ((0, 0), (0, SST2_TOKENS - sample["input_ids"].shape[1]))
+        yield {**sample, "input_ids": np.pad(sample["input_ids"], filler, constant_values=PADDING)}
+
+
+def sst2_padded_calibration() -> Iterator[Sample]:
+    return _padded(_sentences("calibration.tsv"))
+
+
+def sst2_padded_eval() -> Iterator[Sample]:
+    return _padded(_sentences("test.tsv"))
 
 
 def sst2_calibration() -> Iterator[Sample]:
