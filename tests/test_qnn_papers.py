@@ -176,6 +176,8 @@ def test_names_from_a_model_stay_in_their_place() -> None:
     assert '"a|b`c\\"\\n```": np.zeros((2,), np.float32),' in text
     assert '"b": np.zeros((1,), np.bool_),' in text
     assert "\u202e" not in text
+    odd = replace(GEN3, chip="one | two")
+    assert "| one \\| two | 57 |" in readme(package(odd))
     assert len(blocks(text, "python")) == len(blocks(text, "cpp")) == 1
 
 

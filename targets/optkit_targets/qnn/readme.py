@@ -57,7 +57,7 @@ class PackageFiles:
     Attributes:
         name: What to call the model.
         contexts: What there is for each SoC; at least one.
-        model: The quantized ONNX model that they were compiled from, for every other Snapdragon.
+        model: The quantized ONNX model that they were compiled from, for every other chip.
         interface: The model's inputs and outputs, from `optkit_targets.qnn.interface.interface`.
         sdk: Version of the QNN SDK that compiled (``2.51.0``), or empty.
     """
@@ -83,6 +83,7 @@ def readme(package: PackageFiles) -> str:
         code=code,
         literal=literal,
         shell=shlex.quote,
+        cell=_cell,
         shape=_shape,
         grid=_grid,
         base=lambda path: PurePosixPath(path).name,
@@ -166,7 +167,7 @@ def throughput_config(binary: str, input_list: str, *, seconds: int = 10) -> str
 
 def code(text: object) -> str:
     """Return untrusted text as a code span that neither ends early nor leaves its table cell."""
-    visible = _visible(text).replace("`", "'").replace("|", "\\|")
+    visible = _cell(text).replace("`", "'")
     return f"`{visible}`" if visible else "(no name)"
 
 
@@ -177,6 +178,11 @@ def literal(text: object) -> str:
 
 def _visible(text: object) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def _cell(text: object) -> str:
+    """Return text that does not leave its table cell."""
+    return _visible(text).replace("|", "\\|")
 
 
 def _json(content: Mapping[str, Any]) -> str:
