@@ -8,7 +8,7 @@ of a transformer, its normalizations and softmax stay float.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -195,7 +195,23 @@ def _collect(graph: ir.Graph, plan: Plan) -> None:
 
 
 def _share_scales(plan: Plan) -> None:
-    """Join what movement operators tie together; a group's range is that of the values that enter it."""
+    """Join what movement operators tie together."""
+    ties: dict[ir.Node, list[ir.Value]] = {}
+    for node, indices in plan.glue.items():
+        if node.op_type in MOVEMENT_OPS:
+            values = [*(node.inputs[index] for index in indices), *node.outputs]
+            ties[node] = [value for value in values if value is not None]
+    share_scales(plan, ties, moved={value for node in ties for value in node.outputs})
+
+
+def share_scales(plan: Plan, ties: Mapping[ir.Node, Sequence[ir.Value]], moved: Collection[ir.Value]) -> None:
+    """Join the quantized values that share a scale into groups.
+
+    Args:
+        plan: Its ``groups`` and ``sources`` are filled in.
+        ties: Values that share a scale because of a node.
+        moved: Values that only hold what others of their group hold; a group's range is that of the rest.
+    """
     parent = {value: value for value in plan.quantized}
 
     def root(value: ir.Value) -> ir.Value:
@@ -204,14 +220,10 @@ def _share_scales(plan: Plan) -> None:
             value = parent[value]
         return value
 
-    moved: set[ir.Value] = set()
-    for node, indices in plan.glue.items():
-        if node.op_type in MOVEMENT_OPS:
-            moved.update(node.outputs)
-            values = [*(node.inputs[index] for index in indices), *node.outputs]
-            tied = [value for value in values if value is not None and value in parent]
-            for value in tied[1:]:
-                parent[root(value)] = root(tied[0])
+    for values in ties.values():
+        tied = [value for value in values if value in parent]
+        for value in tied[1:]:
+            parent[root(value)] = root(tied[0])
     groups: dict[ir.Value, list[ir.Value]] = {}
     for value in plan.quantized:
         groups.setdefault(root(value), []).append(value)

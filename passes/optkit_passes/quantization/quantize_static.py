@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 
@@ -16,8 +15,9 @@ from optkit.quant.histogram import Histogram
 from optkit.quant.integers import QuantParams
 
 from ._bias import join_bias
+from ._clamps import clamps_alike, remove_clamp
 from ._formats import choose_formats
-from ._layers import CLAMP_OPS, LAYER_OPS, Layer, clamp_bounds, embedding_table, why_float
+from ._layers import CLAMP_OPS, LAYER_OPS, Layer, embedding_table
 from ._qdq import QdqWriter, WrittenLayer
 from ._ranges import Method, RangeChoice, histogram_of
 from ._reconstruct import Reconstruction, Rounding
@@ -235,18 +235,10 @@ def _remark_bodies(model: ir.Model, context: Context) -> None:
 
 def _remove_clamp(node: ir.Node, params: dict[ir.Value, QuantParams], plan: Plan, context: Context) -> bool:
     """Remove a Relu or Clip that only feeds a quantizer which clamps at the same bounds; return whether it went."""
-    value, bounds, source = node.outputs[0], clamp_bounds(node), node.inputs[0]
-    if bounds is None or source is None or source in plan.quantized or value.is_graph_output() or why_float(node, (0,)):
+    value, source = node.outputs[0], node.inputs[0]
+    if source is None or source in plan.quantized or not clamps_alike(node, params[value]):
         return False
-    uses = list(value.uses())
-    if len(uses) != 1 or uses[0].node.op_type != "QuantizeLinear":
+    if not remove_clamp(node):
         return False
-    limits = ir.DataType.from_numpy(params[value].grid.dtype)
-    with np.errstate(over="ignore"):
-        low, high = (np.rint(np.float32(bound) / params[value].scale) + params[value].zero_point for bound in bounds)
-    if low > limits.min or high < limits.max:
-        return False
-    uses[0].node.replace_input_with(0, source)
     context.applied(node, f"removed: the quantizer of '{value.name}' clamps at the same bounds")
-    remove(node)
     return True

@@ -1,0 +1,162 @@
+"""Writes quantize and dequantize nodes around every operator of a graph that is to be a complete quantized unit."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from optkit.graph import constant, is_constant, opset
+from optkit.quant.integers import Granularity, IntegerGrid, PerTensor, QuantParams, choose_qparams, integer_grid
+
+from ._formats import CONTRIB, WIDTHS_OPSET, Formats
+from ._layers import CONVOLUTIONS, Layer
+from ._qdq import QdqWriter, WrittenLayer
+from ._regions import Plan
+
+FACTOR = integer_grid("int16", symmetric=True)  # the right factor of a product of two 16-bit activations
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Which units compute with wide activations, and which values that no unit computes are rounded to them.
+
+    Attributes:
+        narrow: The integers of all other activations.
+        wide: The wide integers; the same as ``narrow`` where nothing is wide.
+        units: Nodes that read and return wide integers.
+        values: Fed values and those computed in float that are rounded to wide integers.
+    """
+
+    narrow: IntegerGrid
+    wide: IntegerGrid
+    units: Collection[ir.Node] = frozenset()
+    values: Collection[ir.Value] = frozenset()
+
+    def of_unit(self, node: ir.Node) -> IntegerGrid:
+        """Return the integers that a unit reads and returns."""
+        return self.wide if node in self.units else self.narrow
+
+    def of_input(self, node: ir.Node, index: int) -> IntegerGrid:
+        """Return the integers that a unit reads at an index."""
+        grid = self.of_unit(node)
+        if grid.bits == 8:
+            return grid
+        if node.op_type == "MatMul" and index == 1:
+            return FACTOR
+        return self.narrow if node.op_type == "PRelu" and index == 1 and self.narrow.bits == 8 else grid
+
+    def of_value(self, value: ir.Value, plan: Plan) -> IntegerGrid:
+        """Return the integers that a computed or fed value is rounded to first."""
+        producer = value.producer()
+        if producer is not None and (producer in plan.layers or producer in plan.glue):
+            return self.of_unit(producer)
+        return self.wide if value in self.values else self.narrow
+
+
+def regrid(params: QuantParams, grid: IntegerGrid, name: str = "") -> QuantParams:
+    """Return parameters that cover the same range with other integers."""
+    if grid == params.grid:
+        return params
+    low, high = params.limits()
+    return choose_qparams(low, high, grid, name=name)
+
+
+class GraphWriter(QdqWriter):
+    """Turns values of a model's main graph into integers of the width that each of their readers wants.
+
+    Args:
+        model: The model, changed in place.
+        formats: The integers of weights, and what may share a scale.
+        plan: What is to be quantized.
+        params: Scale and zero point of every quantized value, in any integers.
+        widths: The integers of activations.
+    """
+
+    def __init__(
+        self, model: ir.Model, formats: Formats, plan: Plan, params: Mapping[ir.Value, QuantParams], widths: Widths
+    ) -> None:
+        super().__init__(model, formats, shared=())
+        self.model, self.plan, self.params, self.widths = model, plan, params, widths
+        if opset(model) < WIDTHS_OPSET:
+            self.domain = CONTRIB
+
+    def _activation(self, value: ir.Value) -> None:
+        """Put a quantize / dequantize pair on a value, and another for readers that want other integers.
+
+        Who reads the result of a unit reads it rounded. What is fed or computed in float goes to float readers as it
+        is, and to each kind of units rounded once.
+        """
+        name, everyone, producer = value.name or "", value in self.plan.integer, value.producer()
+        readers = [use for use in value.uses() if everyone or self.plan.read_as_integer(use.node, use.idx)]
+        own = regrid(self.params[value], self.widths.of_value(value, self.plan), name)
+        made: dict[IntegerGrid, ir.Value] = {}
+        last = producer
+        if everyone:
+            made[own.grid], last = self._pair(value, own, name, producer)
+        for use in readers:
+            grid = own.grid
+            if self.plan.read_as_integer(use.node, use.idx):
+                grid = self.widths.of_input(use.node, use.idx)
+            if grid not in made:
+                source = made[own.grid] if everyone else value
+                made[grid], last = self._pair(source, regrid(own, grid, name), name, last)
+            use.node.replace_input_with(use.idx, made[grid])
+        if everyone:
+            self._take_over(value, made[own.grid])
+
+    def write(self) -> list[tuple[Layer, WrittenLayer]]:
+        """Write everything in the plan; return the layers that have weights, in graph order."""
+        scales = {
+            node: regrid(self.params[value], self.widths.of_input(node, 0)).scale
+            for node in self.plan.layers
+            if (value := node.inputs[0]) in self.params
+        }
+        for value in self.plan.quantized:
+            if is_constant(value):
+                self._constant(value)
+            else:
+                self._activation(value)
+        return [
+            (layer, self.layer(layer, scales[node]))
+            for node, layer in self.plan.layers.items()
+            if layer.weight is not None
+        ]
+
+    def _pair(
+        self, value: ir.Value, params: QuantParams, name: str, after: ir.Node | None
+    ) -> tuple[ir.Value, ir.Node | None]:
+        """Return ``value`` rounded, and the last of the nodes that do it, which stand behind ``after``."""
+        inputs = self._params(name, params, omit_zero=False)
+        q = self._node("QuantizeLinear", name, [value, *inputs], ir.DataType[params.grid.type.upper()], value.shape)
+        dq = self._node("DequantizeLinear", name, [q, *inputs], ir.DataType.FLOAT, value.shape)
+        self._insert(q, dq, after=after)
+        return dq, dq.producer()
+
+    def _constant(self, value: ir.Value) -> None:
+        """Store a constant that units read, once for each kind of integers that they want."""
+        array = constant(value)
+        for use in value.uses():
+            if array is None or not self.plan.read_as_integer(use.node, use.idx):
+                continue
+            grid = self.widths.of_input(use.node, use.idx)
+            if use.node.op_type == "LayerNormalization" and len(use.node.inputs) > 2 and use.node.inputs[2] is not None:
+                grid = self.widths.wide
+            params = regrid(self.params[value], grid, value.name or "")
+            first = self.graph[0]  # equal constants are one, whoever reads them first
+            use.node.replace_input_with(use.idx, self._stored(value.name or "", array, params, first))
+
+    def _node(self, op_type: str, *arguments: object, **options: object) -> ir.Value:
+        output = super()._node(op_type, *arguments, **options)  # type: ignore[arg-type]
+        producer = output.producer()
+        if producer is not None and producer.domain == CONTRIB:
+            self.model.opset_imports.setdefault(CONTRIB, 1)
+        return output
+
+    def _format(self, layer: Layer) -> tuple[IntegerGrid, Granularity]:
+        """Return the integers of a layer's weight: convolutions take 4 bits with scales per channel only."""
+        grid, granularity = super()._format(layer)
+        if layer.node.op_type in CONVOLUTIONS and isinstance(granularity, PerTensor):
+            return self.formats.tables, granularity
+        return grid, granularity
