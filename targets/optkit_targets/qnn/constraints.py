@@ -1,0 +1,154 @@
+"""What HTP asks of every node. The docstring of each constraint is the sentence the user reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import onnx_ir as ir
+
+from optkit.graph import bodies, constant, static_shape
+from optkit.target import Target
+from optkit_targets.qnn.operators import CONTRIB, OPERATORS, Operator
+from optkit_targets.qnn.units import DEQUANTIZE, QUANTIZE, Unit, dtype, unit_at
+
+Constraint = Callable[[ir.Node, ir.Model, Target], str]
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
+FLOAT_ARCH = 69  # the first Hexagon whose tensor processor computes in fp16
+DATA_INPUT = {"Where": 1}
+
+
+def constraint_body(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """Nodes with bodies, and the nodes in them, run on the CPU: a context binary has no control flow."""
+    if bodies(node):
+        return f"{node.op_type} has a body"
+    return "" if node.graph is model.graph else "in a body"
+
+
+def constraint_domain(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """The operator must be ONNX's own, or one of Microsoft's that the provider knows."""
+    if node.domain in ("", "ai.onnx") or node.op_type in CONTRIB.get(node.domain, ()):
+        return ""
+    return f"domain '{node.domain}'"
+
+
+def constraint_opset(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """The opset must be one that the target loads."""
+    opset = model.opset_imports.get("", 0)
+    if node.domain or target.opset.min <= opset <= target.opset.max:
+        return ""
+    return f"opset {opset}, the target loads {target.opset.min} to {target.opset.max}"
+
+
+def constraint_operator(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """HTP must have a form of the operator."""
+    return "" if node.op_type in OPERATORS else f"{node.op_type} has none"
+
+
+def constraint_static_shapes(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """All dimensions must be known and at least 1."""
+    for value in _values(node):
+        shape = static_shape(value)
+        if shape is None:
+            return f"'{value.name}' has an open shape"
+        if 0 in shape and not value.is_initializer():
+            return f"'{value.name}' is empty"
+    return ""
+
+
+def constraint_unit(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """An operator that HTP computes in integers alone must be dequantized before and quantized after."""
+    row, unit = OPERATORS[node.op_type], unit_at(node, model)
+    return "" if unit.quantized or row.types else "computes in float"
+
+
+def constraint_types(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """The element type must be one that the operator's form takes."""
+    row, unit = OPERATORS[node.op_type], unit_at(node, model)
+    given = unit.input_type(DATA_INPUT.get(node.op_type, 0))
+    if unit.quantized:
+        given = dtype(unit.dequantize[0].inputs[0]) if given in FLOATS and unit.quantize else given
+        taken = row.unit_types | (FLOATS if not unit.quantize else frozenset())
+    else:
+        taken = row.types
+    if given is None or given in taken:
+        return ""
+    return f"{given.name.lower()}{' in a QDQ unit' if unit.quantized else ''}, taken: {_listed(taken)}"
+
+
+def constraint_rank(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """No tensor may have more dimensions than the operator's form has."""
+    row, unit = OPERATORS[node.op_type], unit_at(node, model)
+    low, high = row.unit_ranks if unit.quantized else row.ranks
+    ranks = [len(shape) for value in _values(node) if (shape := static_shape(value)) is not None]
+    data = static_shape(node.inputs[DATA_INPUT.get(node.op_type, 0)]) if node.inputs else None
+    if ranks and max(ranks) > high:
+        return f"{max(ranks)} dimensions, at most {high}"
+    if data is not None and len(data) < low:
+        return f"{len(data)} dimensions, at least {low}"
+    return ""
+
+
+def constraint_floats(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """Floats need an HTP that computes in fp16, from architecture 69 on."""
+    arch = int(target.options.get("htp_arch", FLOAT_ARCH))
+    unit = unit_at(node, model)
+    if arch >= FLOAT_ARCH or (unit.quantized and unit.quantize):
+        return ""
+    if node.op_type in (QUANTIZE, DEQUANTIZE):
+        return ""
+    inside = [dtype(value) for value in _values(node)]
+    return f"architecture {arch}" if any(kind in FLOATS for kind in inside) else ""
+
+
+def constraint_grid(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """Scales and zero points must be constant."""
+    for member in unit_at(node, model).nodes:
+        if member.op_type in (QUANTIZE, DEQUANTIZE):
+            for value in member.inputs[1:]:
+                if value is not None and constant(value) is None:
+                    return f"'{value.name}' is computed"
+    return ""
+
+
+def constraint_dequantize(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """A Q or DQ node outside a unit must have one scale: per channel or block, it exists only in its operator."""
+    if node.op_type not in (QUANTIZE, DEQUANTIZE):
+        return ""
+    scale = constant(node.inputs[1])
+    return f"{scale.size} scales" if scale is not None and scale.size != 1 else ""
+
+
+GENERAL: tuple[Constraint, ...] = (
+    constraint_body,
+    constraint_domain,
+    constraint_opset,
+    constraint_operator,
+    constraint_static_shapes,
+    constraint_unit,
+    constraint_types,
+    constraint_rank,
+    constraint_floats,
+    constraint_grid,
+    constraint_dequantize,
+)
+
+
+def violation(node: ir.Node, model: ir.Model, target: Target, constraints: Sequence[Constraint]) -> str:
+    """Return the sentence of the first constraint that the node violates, with what it has instead; empty if none."""
+    for constraint in constraints:
+        if found := constraint(node, model, target):
+            return f"{(constraint.__doc__ or '').rstrip('.')} ({found})"
+    return ""
+
+
+def _values(node: ir.Node) -> Iterator[ir.Value]:
+    return (value for value in (*node.inputs, *node.outputs) if value is not None and value.name)
+
+
+def _listed(types: frozenset[ir.DataType]) -> str:
+    return ", ".join(sorted(kind.name.lower() for kind in types)) or "none"
+
+
+def row_of(unit: Unit) -> Operator | None:
+    """Return the table's row for a unit's operator."""
+    return OPERATORS.get(unit.node.op_type)

@@ -1,0 +1,156 @@
+"""Where each node would run, predicted from the constraints alone; and what the provider itself decides."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import networkx as nx
+import onnx_ir as ir
+
+from optkit.graph import bodies
+from optkit.model.loading import infer_shapes
+from optkit.package.contract import Placement
+from optkit.target import Target
+from optkit_targets.qnn import runtime
+from optkit_targets.qnn.constraints import GENERAL, violation
+from optkit_targets.qnn.operator_constraints import specific
+from optkit_targets.qnn.partition import partitions
+from optkit_targets.qnn.units import DEQUANTIZE, INTEGERS_16, QUANTIZE, Unit, dtype, incomplete, units
+
+NPU, CPU = "npu", "cpu"
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
+LONE = "a lone Q or DQ node makes no partition: the provider leaves it to the CPU"
+# The layout transformer renames what it moves to channels-last; functions are expanded into nodes without a name.
+RENAMED = re.compile(r"_token_\d+$")
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A node that the provider places otherwise than predicted.
+
+    Attributes:
+        node: The node's name.
+        op_type: Its operator.
+        predicted: The device that `place` names.
+        actual: The one that the provider chose.
+    """
+
+    node: str
+    op_type: str
+    predicted: str
+    actual: str
+
+
+def place(model: ir.Model, target: Target) -> list[Placement]:
+    """Return one placement for each node, bodies included, in the model's order.
+
+    Nothing of Qualcomm's is needed: the constraints decide, node by node, then by unit and by partition.
+    """
+    shaped = _with_shapes(model)
+    found = units(shaped)
+    reasons = {index: _refusal(unit, shaped, target) for index, unit in enumerate(found)}
+    graph = dependencies(found)
+    for partition in partitions(graph, {index for index, reason in reasons.items() if not reason}):
+        if len(partition) == 1:
+            (index,) = partition
+            if found[index].node.op_type in (QUANTIZE, DEQUANTIZE):
+                reasons[index] = LONE
+    home: dict[ir.Node, int] = {}
+    for index, unit in enumerate(found):
+        for node in unit.nodes:
+            # Of the units that share a DQ node, one that the NPU takes decides.
+            if node not in home or reasons[home[node]]:
+                home[node] = index
+    return [
+        _placement(node, found[home[node]], reasons[home[node]])
+        if node in home
+        else _on_cpu(node, violation(node, shaped, target, GENERAL))
+        for node in shaped.graph.all_nodes()
+    ]
+
+
+def dependencies(found: list[Unit]) -> nx.DiGraph[int]:
+    """Return which unit reads what which other computes, by index."""
+    home = {node: index for index, unit in enumerate(found) for node in unit.nodes}
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(range(len(found)))
+    for index, unit in enumerate(found):
+        for node in unit.nodes:
+            inner = [value for body in bodies(node) for child in body.all_nodes() for value in child.inputs]
+            for value in (*node.inputs, *inner):
+                source = value.producer() if value is not None else None
+                if source in home and home[source] != index:
+                    graph.add_edge(home[source], index)
+    return graph
+
+
+def disagreements(model: ir.Model, target: Target) -> list[Disagreement]:
+    """Return the nodes that the provider places otherwise than `place` predicts.
+
+    Nodes that onnxruntime folds, removes or expands before the provider sees them are not compared.
+
+    Raises:
+        MissingDependencyError: The compiler is not installed.
+        CannotRunError: onnxruntime refuses the model, or the compiler crashes on it.
+    """
+    return compare(place(model, target), runtime.assignment(model, target))
+
+
+def compare(placements: list[Placement], assigned: dict[str, str]) -> list[Disagreement]:
+    """Return where placements and an assignment by node name differ."""
+    actual = {RENAMED.sub("", name): NPU if provider == runtime.NPU else CPU for name, provider in assigned.items()}
+    return [
+        Disagreement(place.node, place.op_type, place.device, actual[place.node])
+        for place in placements
+        if place.node and actual.get(place.node, place.device) != place.device
+    ]
+
+
+def _with_shapes(model: ir.Model) -> ir.Model:
+    if all(
+        value.shape is not None and value.dtype is not None
+        for node in model.graph
+        for value in node.outputs
+        if value.name
+    ):
+        return model
+    copy = model.clone()
+    infer_shapes(copy)
+    return copy
+
+
+def _refusal(unit: Unit, model: ir.Model, target: Target) -> str:
+    if reason := violation(unit.node, model, target, GENERAL):
+        return reason + (f": {why}" if (why := incomplete(unit.node, model)) else "")
+    return violation(unit.node, model, target, specific(unit.node))
+
+
+def _placement(node: ir.Node, unit: Unit, refused: str) -> Placement:
+    if refused:
+        return _on_cpu(
+            node, refused if node is unit.node else f"part of {unit.node.op_type} '{unit.node.name}': {refused}"
+        )
+    precision, reason = _precision(unit)
+    if node is not unit.node:
+        return Placement(
+            node.name or "", node.op_type, NPU, "-", True, f"part of {unit.node.op_type} '{unit.node.name}'"
+        )
+    return Placement(node.name or "", node.op_type, NPU, precision, True, reason)
+
+
+def _precision(unit: Unit) -> tuple[str, str]:
+    if unit.node.op_type in (QUANTIZE, DEQUANTIZE):
+        return "-", "converts between floats and integers"
+    types = [dtype(node.inputs[0]) for node in unit.dequantize[:1]] + [dtype(node.outputs[0]) for node in unit.quantize]
+    if unit.quantized and (unit.quantize or not any(dtype(value) in FLOATS for value in unit.node.outputs)):
+        bits = 16 if any(kind in INTEGERS_16 for kind in types) else 8
+        return f"int{bits}", f"one operator in integers of {bits} bits with the Q and DQ nodes around it"
+    values = [dtype(value) for value in (*unit.node.inputs, *unit.node.outputs)]
+    if any(kind in FLOATS for kind in values):
+        return "float16", "floats are computed in fp16"
+    return "-", "moves or computes integers and flags"
+
+
+def _on_cpu(node: ir.Node, reason: str) -> Placement:
+    return Placement(node.name or "", node.op_type, CPU, "-", False, reason)
