@@ -135,6 +135,12 @@ def _placement(found: Report) -> None:
         subjects.setdefault(fact.subject, []).append(f"{fact.name} {fact.value}")
     for subject, facts in subjects.items():
         console.print(f"{escape(subject)}: {escape(', '.join(facts))}")
+    for subject in dict.fromkeys(stage.subject for stage in found.stages):
+        stages = [stage for stage in found.stages if stage.subject == subject]
+        total = sum(stage.seconds for stage in stages)
+        longest = sorted(stages, key=lambda stage: -stage.seconds)[:REASONS]
+        parts = ", ".join(f"{stage.name} {share(stage.seconds / total)}" for stage in longest if total)
+        console.print(f"{escape(subject)}: compiled in {duration(total)} ({escape(parts)})")
 
 
 def _also(found: Report) -> None:

@@ -56,6 +56,15 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """What a toolchain's compiler spent wall time on. Never written into a package."""
+
+    subject: str
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Artifact:
     """What the device loads.
 
@@ -66,6 +75,7 @@ class Artifact:
         manifest: Keys for the package's ``manifest.json`` that the artifact's own loader wants.
         also: The files that each further target of the package needs, by its name.
         facts: What the toolchain's compiler says of the artifact.
+        stages: What that compiler spent its time on.
         notices: What the user should know of how it was made.
         missing: What is not in the package because something optional is not installed, and how to install it.
         network: An ONNX file of the package with every node as written, where ``entry`` hides them.
@@ -77,6 +87,7 @@ class Artifact:
     manifest: Mapping[str, Any]
     also: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     facts: tuple[Fact, ...] = ()
+    stages: tuple[Stage, ...] = ()
     notices: tuple[str, ...] = ()
     missing: str = ""
     network: str = ""

@@ -13,7 +13,7 @@ from optkit.evaluate.fidelity import Fidelity
 
 if TYPE_CHECKING:
     from optkit.evaluate.evaluation import Evaluation
-    from optkit.package.contract import Fact
+    from optkit.package.contract import Fact, Stage
     from optkit.pipeline import Remark, Step
     from optkit.report.inspection import ModelFacts
 
@@ -279,12 +279,14 @@ class Report:
     deployment: Deployment = Deployment()
     placement: PlacementSummary = PlacementSummary()
     facts: tuple[Fact, ...] = ()
+    stages: tuple[Stage, ...] = ()
     also: tuple[FurtherTarget, ...] = ()
     missing: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready data; infinite SQNR (bit-equal outputs) becomes None."""
         table: dict[str, Any] = plain(self)
+        del table["stages"]
         for step in table["steps"]:
             del step["seconds"]
         return table

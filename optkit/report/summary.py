@@ -119,6 +119,7 @@ def summarize(
         deployment=assessment.deployment,
         placement=summarize_placement(compiled, toolchain, target, after.nodes),
         facts=artifact.facts,
+        stages=artifact.stages,
         also=tuple(_further(compiled, each, sample, artifact) for each in also),
         missing=artifact.missing,
     )

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from optkit.errors import VerificationError
 from optkit.model.loading import save
-from optkit.package.contract import Artifact, Executor, Fact, Packager, Placement
+from optkit.package.contract import Artifact, Executor, Fact, Packager, Placement, Stage
 from optkit.report.units import size
 from optkit.session import CannotRunError
 from optkit.target import Target
@@ -64,6 +64,7 @@ class QnnPackager(Packager):
             manifest,
             also=loaded,
             facts=tuple(fact for each in made.values() for fact in each.facts),
+            stages=tuple(stage for each in made.values() for stage in each.stages),
             notices=notices,
             missing=missing,
             network=fallback[0],
@@ -121,6 +122,7 @@ class QnnPackager(Packager):
 class _Made:
     files: ContextFiles
     facts: tuple[Fact, ...]
+    stages: tuple[Stage, ...]
     sdk: str
 
 
@@ -156,7 +158,8 @@ def _compile(model: ir.Model, target: Target, directory: Path) -> _Made:
     )
     build = next((each.sdk for each in made.facts if each.sdk), "")
     sdk = ".".join(build.removeprefix("v").split(".")[:3])
-    return _Made(files, tuple(fact for each in made.facts for fact in _facts(target.name, each)), sdk)
+    facts = tuple(fact for each in made.facts for fact in _facts(target.name, each))
+    return _Made(files, facts, tuple(Stage(target.name, each.name, each.seconds) for each in made.stages), sdk)
 
 
 def _uncompiled(target: Target, model: str, whole: bool) -> ContextFiles:

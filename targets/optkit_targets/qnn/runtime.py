@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -23,9 +23,7 @@ from optkit.errors import MissingDependencyError
 from optkit.model.loading import save
 from optkit.session import CannotRunError
 from optkit.target import Target
-
-if TYPE_CHECKING:
-    from optkit_targets.qnn.binary import BinaryFacts
+from optkit_targets.qnn.binary import BinaryFacts, CompileStage, compile_stages
 
 PACKAGE = "onnxruntime_qnn"
 INSTALL = "run: pip install 'optkit[qnn]' (Linux on x86-64)"
@@ -45,7 +43,7 @@ class Compiled:
         facts: What each binary says of itself.
         assignment: The provider that took each node, after onnxruntime's own fusions.
         seconds: Wall time within onnxruntime and the compiler. Never written into a package.
-        profile: The compiler's own profile, a CSV text.
+        stages: What the compiler spent its time on; empty where it wrote no profile.
         complaint: The first error that the compiler logged; empty where it logged none.
     """
 
@@ -54,7 +52,7 @@ class Compiled:
     facts: tuple[BinaryFacts, ...]
     assignment: Mapping[str, str]
     seconds: float
-    profile: str
+    stages: tuple[CompileStage, ...]
     complaint: str
 
 
@@ -130,7 +128,7 @@ def compiled(model: Path | ir.Model, target: Target, *, fallback: bool = False) 
             tuple(made["facts"]),
             made["assignment"],
             made["seconds"],
-            profile.read_text(encoding="utf-8") if profile.is_file() else "",
+            compile_stages(profile) if profile.is_file() else (),
             child.logged(),
         )
 

@@ -47,7 +47,7 @@ class Worker:
         Paths are relative: the binary holds a hash of the model's path, and the same model is to give the same bytes.
         """
         os.chdir(folder)
-        options = self._options({**provider, "profiling_level": "basic", "profiling_file_path": PROFILE}, fallback)
+        options = self._options({**provider, "profiling_level": "detailed", "profiling_file_path": PROFILE}, fallback)
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.add_session_config_entry("ep.context_enable", "1")
         options.add_session_config_entry("ep.context_file_path", WRAPPER)
