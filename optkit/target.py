@@ -131,6 +131,7 @@ class Target(Frozen):
         peak: Peaks that depend on the ISA; the first row whose flag the target has replaces ``macs_per_cycle``.
         memory: Memory levels, innermost first; the last is main memory.
         kernel: The kernel table; first match wins.
+        launch_seconds: What one run costs besides its nodes: the call into an accelerator.
         weights: Accepted weight formats by width (``int8``).
         activations: Accepted activation formats by width; ``dynamic``: those whose ranges are found at run time.
         precisions: Passes that end the pipeline, by the base name of a precision; options may hold placeholders (see
@@ -160,6 +161,7 @@ class Target(Frozen):
     weights: Mapping[str, IntegerFormat] = {}
     activations: Mapping[str, IntegerFormat] = {}
     kernel: tuple[Kernel, ...] = ()
+    launch_seconds: Quantity | None = None
     error_band: ErrorBand | None = None
     cleanup: tuple[PassSpec, ...] = ()
     precisions: Mapping[str, tuple[PassSpec, ...]]

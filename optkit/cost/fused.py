@@ -4,8 +4,8 @@ The rules are those that CPU runtimes share (onnxruntime's QDQ selectors, XNNPAC
 
 * A node whose floating inputs are all dequantized from 8 bits, and whose outputs are each quantized and used nowhere
   else, runs in integers; the quantize and dequantize nodes around it cost nothing and their float tensors never exist.
-  MatMul and Gemm also run in integers when their output stays float. Of other widths there are no integer kernels:
-  4-bit weights and 16-bit activations are computed in float.
+  MatMul and Gemm also run in integers when their output stays float. CPUs have no integer kernels of other widths:
+  4-bit weights and 16-bit activations are computed in float. Where there are such kernels, ``bits`` says so.
 * An activation that is the only use of a convolution's or matrix product's output runs inside it.
 * A dequantize node on a constant costs nothing: the weights stay as they are stored.
 * Anything else that only constants go into (a Cast, a lookup in a palette) is computed once, when the model is loaded:
@@ -14,6 +14,7 @@ The rules are those that CPU runtimes share (onnxruntime's QDQ selectors, XNNPAC
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -22,7 +23,7 @@ from optkit.cost.arithmetic import COMPUTE, is_known
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "PRelu", "Elu"})
-INTEGER_BITS = (8, 32)  # of operands; biases have 32
+INTEGER_BITS = frozenset({8, 32})  # of operands on CPUs; biases have 32
 FLOAT_OUTPUT = frozenset({"MatMul", "Gemm"})
 # Operators whose inputs after the first are limits, sizes or fill values: never quantized.
 PARAMETERS = frozenset({"Clip", "Pad", "Resize", "Upsample"})
@@ -63,8 +64,13 @@ class Fused:
         return self.stored(value)
 
 
-def fused(graph: ir.Graph) -> Fused:
-    """Group the nodes of one graph, bodies not included."""
+def fused(graph: ir.Graph, bits: Collection[int] = INTEGER_BITS) -> Fused:
+    """Group the nodes of one graph, bodies not included.
+
+    Args:
+        graph: The graph.
+        bits: Widths of the operands, biases included, that integer operators take.
+    """
     result = Fused()
     for node in graph:
         sources = _constant_sources(node, result)
@@ -79,7 +85,7 @@ def fused(graph: ir.Graph) -> Fused:
             result.lead[node] = producer
             result.source[producer.outputs[0]] = node.outputs[0]
     for node in graph:
-        if node.op_type not in NEVER and node not in result.lead and _is_integer(node, result, graph):
+        if node.op_type not in NEVER and node not in result.lead and _is_integer(node, result, graph, bits):
             result.integer.add(node)
             for value in node.outputs:
                 last = result.stored(value)
@@ -135,7 +141,7 @@ def _only_quantized(value: ir.Value, graph: ir.Graph) -> bool:
     return users is not None and len(users) == 1 and users[0].op_type == QUANTIZE
 
 
-def _is_integer(node: ir.Node, result: Fused, graph: ir.Graph) -> bool:
+def _is_integer(node: ir.Node, result: Fused, graph: ir.Graph, bits: Collection[int]) -> bool:
     dequantized = 0
     for index, value in enumerate(node.inputs):
         if value is None or value.dtype is None or not value.dtype.is_floating_point():
@@ -143,7 +149,7 @@ def _is_integer(node: ir.Node, result: Fused, graph: ir.Graph) -> bool:
         producer = value.producer()
         if producer is not None and producer.op_type == DEQUANTIZE and producer.graph is graph:
             stored = producer.inputs[0].dtype if producer.inputs[0] is not None else None
-            if stored is not None and stored.bitwidth not in INTEGER_BITS:
+            if stored is not None and stored.bitwidth not in bits:
                 return False
             dequantized += index == 0 or (producer.inputs[0] is not None and producer.inputs[0].const_value is None)
         elif not (index and node.op_type in PARAMETERS and value.const_value is not None):

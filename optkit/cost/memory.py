@@ -9,13 +9,13 @@ that node runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from optkit.cost.fused import fused
+from optkit.cost.fused import INTEGER_BITS, fused
 from optkit.cost.shapes import value_bytes, with_shapes
 
 VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
@@ -80,9 +80,9 @@ def plan_memory(
     return plan_static(with_shapes(model, shapes, sample))
 
 
-def plan_static(model: ir.Model) -> Arena:
+def plan_static(model: ir.Model, bits: Collection[int] = INTEGER_BITS) -> Arena:
     """Return the arena of a model whose values already carry every shape that is known."""
-    return _plan_graph(model.graph)
+    return _plan_graph(model.graph, bits)
 
 
 def plan(tensors: Sequence[Lifetime]) -> tuple[int, ...]:
@@ -106,8 +106,8 @@ def plan(tensors: Sequence[Lifetime]) -> tuple[int, ...]:
     return tuple(offsets)
 
 
-def _plan_graph(graph: ir.Graph) -> Arena:
-    tensors, unknown = _lifetimes(graph)
+def _plan_graph(graph: ir.Graph, bits: Collection[int]) -> Arena:
+    tensors, unknown = _lifetimes(graph, bits)
     offsets = plan(tensors)
     peak = max((offset + tensor.size_bytes for offset, tensor in zip(offsets, tensors, strict=True)), default=0)
     return Arena(tuple(tensors), offsets, peak, _bound(tensors), tuple(unknown))
@@ -126,8 +126,8 @@ def _bound(tensors: Sequence[Lifetime]) -> int:
     return most
 
 
-def _lifetimes(graph: ir.Graph) -> tuple[list[Lifetime], list[str]]:
-    groups = fused(graph)
+def _lifetimes(graph: ir.Graph, bits: Collection[int]) -> tuple[list[Lifetime], list[str]]:
+    groups = fused(graph, bits)
     spans: dict[ir.Value, list[int]] = {value: [-1, -1] for value in graph.inputs if value.const_value is None}
     alias: dict[ir.Value, ir.Value] = {}  # a view's memory is its input's
     bodies: list[Lifetime] = []
@@ -154,7 +154,7 @@ def _lifetimes(graph: ir.Graph) -> tuple[list[Lifetime], list[str]]:
             source = memory if index == 0 else source
         for value in filter(None, _captured(node)):
             read(groups.stored(value), step)
-        arenas = [_plan_graph(body) for body in _bodies(node)]
+        arenas = [_plan_graph(body, bits) for body in _bodies(node)]
         if arenas:
             bodies.append(Lifetime(f"{node.name} (body)", max(arena.peak_bytes for arena in arenas), step, step))
             unknown += [name for arena in arenas for name in arena.unknown]

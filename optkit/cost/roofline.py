@@ -35,6 +35,9 @@ _STAND_IN = {
     "int32": "float32", "uint32": "float32", "int64": "float32", "uint64": "float32", "float64": "float32",
 }  # fmt: skip
 
+# Where there is no float32 either, floats are computed, and kept, in half the width.
+_NARROWER = {"float32": "float16"}
+
 
 @dataclass(frozen=True)
 class Work:
@@ -152,7 +155,7 @@ class CostReport:
     Attributes:
         nodes: Priced work, in the given order.
         unpriced: Work without a cost model; ``total`` does not contain it.
-        total: The sum over ``nodes``.
+        total: The sum over ``nodes``, and the target's ``launch_seconds`` once.
         range_seconds: 10th and 90th centile of the time, from the target's error band; None without one.
     """
 
@@ -173,6 +176,9 @@ def price_all(works: Iterable[Work], target: Target) -> CostReport:
         else:
             unpriced.append(node)
     total = sum((node.cost for node in priced), Cost())
+    if target.launch_seconds is not None and priced:
+        seconds = target.launch_seconds.value
+        total += Cost(seconds=seconds, joules=_joules(seconds, 0, target), tag="predicted")
     band = target.error_band
     times = (total.seconds * band.low, total.seconds * band.high) if band is not None else None
     return CostReport(tuple(priced), tuple(unpriced), total, times)
@@ -196,7 +202,9 @@ def price(work: Work, target: Target) -> NodeCost | Work:
     overhead = row.overhead_seconds.value if row is not None and row.overhead_seconds is not None else 0.0
     if work.kind == "view":
         overhead = 0.0
-    memory_bytes = work.read_bytes + (0 if work.activation_bytes <= cache_bytes(target) else work.activation_bytes)
+    halved = 2 if stand_in and _NARROWER.get(work.dtype) == stand_in else 1
+    read, moved = work.read_bytes // halved, work.activation_bytes // halved
+    memory_bytes = read + (0 if moved <= cache_bytes(target) else moved)
     bandwidth = target.main_memory.bytes_per_second
     compute_seconds = operations / (peak * efficiency) if operations else 0.0
     memory_seconds = memory_bytes / bandwidth.value if bandwidth is not None else 0.0
@@ -210,7 +218,6 @@ def price(work: Work, target: Target) -> NodeCost | Work:
         _joules(seconds, memory_bytes * work.count, target),
         "predicted",
     )
-    moved = work.read_bytes + work.activation_bytes
     notes = [work.note]
     if stand_in:
         notes.append(f"no peak for {work.dtype}: priced as {stand_in}")
@@ -220,10 +227,15 @@ def price(work: Work, target: Target) -> NodeCost | Work:
         work,
         cost,
         _bound(compute_seconds, memory_seconds, overhead),
-        operations / moved if moved else None,
+        operations / (read + moved) if read + moved else None,
         row.name if row is not None else "default",
         "; ".join(filter(None, notes)),
     )
+
+
+def integer_bits(target: Target) -> frozenset[int]:
+    """Return the widths of integers that the target's operators compute in: those it has a peak for, and biases' 32."""
+    return frozenset({32, *(int(name[3:]) for name in target.macs_per_cycle if name.startswith("int"))})
 
 
 def match_kernel(work: Work, table: Sequence[Kernel]) -> Kernel | None:
@@ -250,9 +262,13 @@ def _peak(dtype: str, target: Target) -> tuple[float, str]:
     """Return the peak operations per second for ``dtype``, and the width that stood in for it, if one had to."""
     name = dtype
     while name not in target.macs_per_cycle:
-        if name not in _STAND_IN:
+        narrower = _NARROWER.get(name, "")
+        if narrower in target.macs_per_cycle:
+            name = narrower
+        elif name in _STAND_IN:
+            name = _STAND_IN[name]
+        else:
             return 0.0, ""
-        name = _STAND_IN[name]
     per_cycle = target.macs_per_cycle[name].value
     return target.cores.value * target.clock_hz.value * per_cycle, "" if name == dtype else name
 

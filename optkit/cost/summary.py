@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optkit.cost.memory import plan_static
-from optkit.cost.roofline import CostReport, price_all
+from optkit.cost.roofline import CostReport, integer_bits, price_all
 from optkit.cost.shapes import with_shapes
 from optkit.cost.work import describe_static
 from optkit.dataset.samples import random_samples
@@ -29,7 +29,7 @@ def cost_summary(model: ir.Model, target: Target, sample: Mapping[str, np.ndarra
     """
     sample = sample if sample is not None else random_samples(model, 1)[0]
     bound = with_shapes(model, sample=sample)
-    report = price_all(describe_static(bound), target)
+    report = price_all(describe_static(bound, integer_bits(target)), target)
     rows = [*_rows(report)]
     int8 = sum(node.cost.macs for node in report.nodes if node.work.dtype == "int8")
     low, high = report.range_seconds or (None, None)
@@ -42,7 +42,7 @@ def cost_summary(model: ir.Model, target: Target, sample: Mapping[str, np.ndarra
         low_seconds=low,
         high_seconds=high,
         joules=report.total.joules,
-        peak_activation_bytes=plan_static(bound).peak_bytes,
+        peak_activation_bytes=plan_static(bound, integer_bits(target)).peak_bytes,
         unpriced=dict(Counter(work.op_type for work in report.unpriced)),
         tag=report.total.tag if report.nodes else "predicted",
         band_source=target.error_band.source if target.error_band is not None else "",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
 from optkit.cost.arithmetic import Arithmetic, arithmetic, computes_in_int8, is_known
-from optkit.cost.fused import DEQUANTIZE, Fused, fused
+from optkit.cost.fused import DEQUANTIZE, INTEGER_BITS, Fused, fused
 from optkit.cost.roofline import Work
 from optkit.cost.shapes import static_shape, value_bytes, with_shapes
 from optkit.model.loading import tensors
@@ -41,9 +41,14 @@ def describe(
     return describe_static(with_shapes(model, shapes, sample))
 
 
-def describe_static(model: ir.Model) -> list[Work]:
-    """Return the work of a model whose values carry all shapes that can be known (`optkit.cost.shapes.with_shapes`)."""
-    return _describe(model.graph, set())
+def describe_static(model: ir.Model, bits: Collection[int] = INTEGER_BITS) -> list[Work]:
+    """Return the work of a model whose values carry all shapes that can be known (`optkit.cost.shapes.with_shapes`).
+
+    Args:
+        model: The model; not changed.
+        bits: Widths that integer operators take (`optkit.cost.roofline.integer_bits`).
+    """
+    return _describe(model.graph, set(), bits)
 
 
 def bytes_by_dtype(model: ir.Model) -> dict[str, int]:
@@ -60,8 +65,8 @@ def _dtype_name(dtype: ir.DataType) -> str:
     return {"FLOAT": "float32", "DOUBLE": "float64"}.get(dtype.name, dtype.name.lower())
 
 
-def _describe(graph: ir.Graph, seen: set[int]) -> list[Work]:
-    groups = fused(graph)
+def _describe(graph: ir.Graph, seen: set[int], bits: Collection[int]) -> list[Work]:
+    groups = fused(graph, bits)
     covered: dict[ir.Node, list[ir.Node]] = {}
     for node, lead in groups.lead.items():
         while lead in groups.lead:
@@ -70,7 +75,7 @@ def _describe(graph: ir.Graph, seen: set[int]) -> list[Work]:
     works: list[Work] = []
     for node in graph:
         if node.op_type in ("If", "Loop", "Scan") and node.domain == "":
-            works += _control(node, seen)
+            works += _control(node, seen, bits)
         elif node not in groups.lead and node not in groups.loaded:
             works.append(_node(node, covered.get(node, []), groups, seen))
     return works
@@ -171,16 +176,16 @@ def _note(node: ir.Node, inside: Sequence[ir.Node], groups: Fused) -> str:
     return "; ".join(notes)
 
 
-def _control(node: ir.Node, seen: set[int]) -> list[Work]:
+def _control(node: ir.Node, seen: set[int], bits: Collection[int]) -> list[Work]:
     """Describe an If, Loop or Scan: its body's work, and an entry of its own that says how it was counted."""
     name = node.name or ""
     if node.op_type == "If":
-        branches = [_describe(node.attributes[key].as_graph(), seen) for key in ("then_branch", "else_branch")]
+        branches = [_describe(node.attributes[key].as_graph(), seen, bits) for key in ("then_branch", "else_branch")]
         heavy = max(branches, key=_weight)
         stored = sum(work.weight_bytes for branch in branches if branch is not heavy for work in branch)
         own = Work(name, "If", "view", weight_bytes=stored, weight_read_bytes=0 if stored else None, covers=(name,))
         return [replace(own, note="the branch with the most work is counted"), *heavy]
-    body = _describe(node.attributes["body"].as_graph(), seen)
+    body = _describe(node.attributes["body"].as_graph(), seen, bits)
     trips, note = _trips(node)
     own = Work(name, node.op_type, "view", covers=(name,), note=note)
     return [own, *(replace(work, count=work.count * trips) for work in body)]
