@@ -1,0 +1,1 @@
+"""From ONNX to MIL: one small function for every family of operators."""

@@ -1,0 +1,139 @@
+"""What a lowering sees of the model around its node, and how it names what it writes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from optkit.graph import argument, constant
+from optkit_targets.coreml import toolkit
+
+IDENTIFIER = re.compile(r"[^A-Za-z0-9_]")
+# What MIL has no type for, and what it is written in: 64-bit integers are 32 bits wide on every Apple device.
+NARROWED = {
+    "int64": "int32",
+    "uint64": "int32",
+    "uint32": "int32",
+    "float64": "float32",
+    "int16": "int32",
+    "uint16": "int32",
+}
+
+
+class CannotLower(Exception):  # noqa: N818  # a refusal with its reason, not an error
+    """A node has a form that MIL, or the deployment target, does not have."""
+
+
+class Scope:
+    """The MIL program being written.
+
+    Attributes:
+        mb: coremltools' builder.
+        deployment: The number in the deployment target: 15 for iOS 15, 18 for iOS 18.
+    """
+
+    def __init__(self, deployment: int) -> None:
+        self.mb = toolkit.builder()
+        self.deployment = deployment
+        self._variables: dict[ir.Value, Any] = {}
+        self._taken: set[str] = set()
+
+    def input(self, node: ir.Node, index: int) -> Any:
+        """Return the MIL variable or constant that a node reads at ``index``.
+
+        Raises:
+            CannotLower: The node has no such input.
+        """
+        value = argument(node, index)
+        if value is None:
+            raise CannotLower(f"input {index} is missing")
+        return self.variable(value)
+
+    def optional(self, node: ir.Node, index: int) -> Any | None:
+        """Return the same, or None where the node leaves the input out."""
+        value = argument(node, index)
+        return None if value is None else self.variable(value)
+
+    def variable(self, value: ir.Value) -> Any:
+        """Return what stands for a value; a constant is written where it is first read."""
+        if value not in self._variables:
+            array = constant(value)
+            if array is None:
+                raise CannotLower(f"'{value.name}' is computed by nothing that was lowered")
+            self._variables[value] = self.const(array, value.name or "")
+        return self._variables[value]
+
+    def constant(self, node: ir.Node, index: int) -> np.ndarray | None:
+        """Return the numbers that a node reads at ``index``; None where they are computed or the input is left out."""
+        value = argument(node, index)
+        return None if value is None else constant(value)
+
+    def const(self, array: np.ndarray, name: str) -> Any:
+        """Write a constant in the widest type that MIL has for it."""
+        return self.mb.const(val=narrowed(array), name=self.name(name))
+
+    def shape(self, node: ir.Node, index: int) -> tuple[int, ...]:
+        """Return the static shape of an input.
+
+        Raises:
+            CannotLower: A dimension is not known.
+        """
+        value = argument(node, index)
+        shape = None if value is None else value.shape
+        if shape is None or not all(isinstance(dim, int) for dim in shape):
+            raise CannotLower(f"the shape of input {index} is not static")
+        return tuple(int(dim) for dim in shape)  # type: ignore[arg-type]  # just checked
+
+    def name(self, name: str, suffix: str = "") -> str:
+        """Return a MIL identifier that nothing has yet, as close to ``name`` as MIL allows."""
+        base = identifier(f"{name}_{suffix}" if suffix else name)
+        unique, number = base, 0
+        while unique in self._taken:
+            number += 1
+            unique = f"{base}_{number}"
+        self._taken.add(unique)
+        return unique
+
+    def bind(self, node: ir.Node, results: Any) -> None:
+        """Let what a lowering returned stand for the node's outputs."""
+        produced = results if isinstance(results, (list, tuple)) else (results,)
+        for value, result in zip(node.outputs, produced, strict=False):
+            self._variables[value] = result
+
+    def set(self, value: ir.Value, variable: Any) -> None:
+        """Let a MIL variable stand for a value."""
+        self._variables[value] = variable
+
+    def ints(self, node: ir.Node, attribute: str, default: Sequence[int] | None = None) -> list[int] | None:
+        """Return a list of integers among a node's attributes."""
+        found = node.attributes.get(attribute)
+        return list(found.as_ints()) if found is not None else None if default is None else list(default)
+
+
+def identifier(name: str) -> str:
+    """Return a name as MIL allows it: letters, digits and underscores, no digit first."""
+    text = IDENTIFIER.sub("_", name) or "value"
+    return f"_{text}" if text[0].isdigit() else text
+
+
+def narrowed(array: np.ndarray) -> np.ndarray:
+    """Return an array in a type that MIL has.
+
+    Raises:
+        CannotLower: An integer does not fit in 32 bits.
+    """
+    wanted = NARROWED.get(array.dtype.name)
+    if wanted is None:
+        return array
+    if array.dtype.kind in "iu" and array.size:
+        limits = np.iinfo(np.int32)
+        beyond = (array > limits.max) | (array < limits.min)
+        if beyond.any():  # "to the end" in Slice and its like
+            if np.abs(array[beyond].astype(object)).min() < np.iinfo(np.int64).max // 4:
+                raise CannotLower("an integer constant needs more than 32 bits")
+            array = np.clip(array, limits.min, limits.max)
+    return array.astype(wanted)

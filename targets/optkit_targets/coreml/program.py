@@ -1,0 +1,136 @@
+"""A model as a MIL program, and a MIL program as a package on disk, the same bytes for the same model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from optkit.errors import InputError
+from optkit.model.loading import graph_inputs
+from optkit_targets.coreml import toolkit
+from optkit_targets.coreml.lowering.scope import CannotLower, Scope, identifier
+from optkit_targets.coreml.lowering.table import lacking, operator, table
+
+NAMED = 5  # nodes that an error names
+VOLATILE = ("com.github.apple.coremltools.conversion_date",)
+
+
+def lower(model: ir.Model, deployment: int) -> Any:
+    """Return a model as a MIL program.
+
+    Args:
+        model: The model, with static shapes.
+        deployment: The number in the deployment target (17 for iOS 17).
+
+    Raises:
+        InputError: A node has no lowering, or a form that MIL lacks; every such node is named.
+        MissingDependencyError: coremltools is not installed.
+    """
+    require_lowerings(model)
+    mil, mb = toolkit.mil(), toolkit.builder()
+    known = table()
+    scope = Scope(deployment)
+    program = mil.Program()
+    target = getattr(toolkit.coremltools().target, f"iOS{deployment}")
+    inputs = {
+        scope.name(value.name or ""): mb.placeholder(tuple(value.shape or ()), dtype=_type(value))
+        for value in graph_inputs(model)
+    }
+    refused: list[str] = []
+    lost: set[ir.Value | None] = set()
+    with mil.Function(inputs, opset_version=target) as function:
+        for value, name in zip(graph_inputs(model), inputs, strict=True):
+            scope.set(value, function.inputs[name])
+        for node in model.graph:
+            if any(value in lost for value in node.inputs):
+                lost.update(node.outputs)  # what it reads was refused: that is the reason to name
+                continue
+            try:
+                scope.bind(node, known[operator(node)](scope, node))
+            except CannotLower as error:
+                refused.append(f"{node.name} ({node.op_type}): {error}")
+                lost.update(node.outputs)
+        if refused:
+            raise InputError(f"the model has forms that Core ML's MIL does not have: {'; '.join(refused)}")
+        function.set_outputs([_output(scope, value) for value in model.graph.outputs])
+    program.add_function("main", function)
+    return program
+
+
+def require_lowerings(model: ir.Model) -> None:
+    """Refuse a model with operators that have no lowering, bodies included.
+
+    Raises:
+        InputError: Lists the operators with the names of their nodes.
+    """
+    missing: dict[str, list[str]] = {}
+    for node in lacking(list(model.graph.all_nodes())):
+        missing.setdefault(operator(node), []).append(node.name or "")
+    if missing:
+        parts = [
+            f"{op} ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})" for op, names in missing.items()
+        ]
+        hint = "a plugin can add one through the entry point group 'optkit.lowerings'"
+        raise InputError(f"these operators have no lowering to Core ML: {'; '.join(parts)}", hint=hint)
+
+
+def _type(value: ir.Value) -> Any:
+    """Return the MIL type of a graph input."""
+    types = toolkit.mil().types
+    table_ = {"FLOAT": types.fp32, "FLOAT16": types.fp16, "DOUBLE": types.fp32, "BOOL": types.bool}
+    return table_.get(value.dtype.name if value.dtype is not None else "FLOAT", types.int32)
+
+
+def _output(scope: Scope, value: ir.Value) -> Any:
+    """Return the variable of a graph output, under its name where MIL allows it."""
+    return scope.mb.identity(x=scope.variable(value), name=identifier(value.name or ""))
+
+
+def save(program: Any, deployment: int, goal: Path, *, half: bool, metadata: Mapping[str, str]) -> Path:
+    """Write a program as ``.mlpackage``; no dates and no random identifiers are in it.
+
+    Args:
+        program: The MIL program.
+        deployment: The number in the deployment target.
+        goal: The package's folder, which must not exist.
+        half: Whether floats are computed in float16.
+        metadata: The user's own entries.
+    """
+    ct = toolkit.coremltools()
+    precision = ct.precision.FLOAT16 if half else ct.precision.FLOAT32
+    with toolkit.quiet():
+        made = ct.convert(
+            program,
+            source="milinternal",
+            convert_to="mlprogram",
+            minimum_deployment_target=getattr(ct.target, f"iOS{deployment}"),
+            compute_precision=precision,
+            skip_model_load=True,
+        )
+    for key in VOLATILE:
+        made.user_defined_metadata.pop(key, None)
+    for key, text in metadata.items():
+        made.user_defined_metadata[key] = text
+    made.save(str(goal))
+    _settle(goal)
+    return goal
+
+
+def _settle(package: Path) -> None:
+    """Replace the package's random identifiers by ones that follow from what they stand for."""
+    path = package / "Manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    names = {old: _identifier(entry["path"]) for old, entry in manifest["itemInfoEntries"].items()}
+    manifest["itemInfoEntries"] = {names[old]: entry for old, entry in manifest["itemInfoEntries"].items()}
+    manifest["rootModelIdentifier"] = names[manifest["rootModelIdentifier"]]
+    path.write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _identifier(path: str) -> str:
+    digest = hashlib.sha256(path.encode()).hexdigest()
+    return "-".join((digest[:8], digest[8:12], digest[12:16], digest[16:20], digest[20:32]))
