@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from optkit.graph import bodies, constant, static_shape
 from optkit.target import Target
-from optkit_targets.qnn.operators import CONTRIB, OPERATORS, Operator
+from optkit_targets.qnn.operators import DOMAINS, OPERATORS, Operator
 from optkit_targets.qnn.units import DEQUANTIZE, QUANTIZE, Unit, dtype, unit_at
 
 Constraint = Callable[[ir.Node, ir.Model, Target], str]
@@ -25,8 +25,8 @@ def constraint_body(node: ir.Node, model: ir.Model, target: Target) -> str:
 
 
 def constraint_domain(node: ir.Node, model: ir.Model, target: Target) -> str:
-    """The operator must be ONNX's own, or one of Microsoft's that the provider knows."""
-    if node.domain in ("", "ai.onnx") or node.op_type in CONTRIB.get(node.domain, ()):
+    """The operator must be ONNX's own, or one of another domain that the provider knows."""
+    if node.domain in ("", "ai.onnx") or node.op_type in DOMAINS.get(node.domain, ()):
         return ""
     return f"domain '{node.domain}'"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import onnx_ir as ir
 
 from optkit.graph import argument, constant, ints, opset, static_shape
@@ -21,7 +23,6 @@ CONSTANT_INPUTS = {
     "ReduceMean": (1,),
     "ReduceMin": (1,),
     "ReduceSum": (1,),
-    "Reshape": (1,),
     "Resize": (2, 3),
     "Slice": (1, 2, 3, 4),
     "Split": (1,),
@@ -43,12 +44,14 @@ def constraint_constant_inputs(node: ir.Node, model: ir.Model, target: Target) -
 
 
 def constraint_conv_3d(node: ir.Node, model: ir.Model, target: Target) -> str:
-    """A convolution in three dimensions takes weights of 8 bits or floats, without dilations."""
+    """A convolution in three dimensions takes weights of 8 bits or floats, no signed 16 bits, and no dilations."""
     if len(static_shape(node.inputs[0]) or ()) != 5:
         return ""
     if set(node.attributes.get_ints("dilations", [1])) != {1}:
         return f"dilations {list(node.attributes.get_ints('dilations', []))}"
     weight, unit = dtype_of_weight(node, model), unit_at(node, model)
+    if unit.quantize and unit.input_type(0) == ir.DataType.INT16:
+        return "int16 activations"
     return f"{weight.name.lower()} weights" if unit.quantize and weight and weight not in INTEGERS_8 else ""
 
 
@@ -154,6 +157,16 @@ def constraint_gather(node: ir.Node, model: ir.Model, target: Target) -> str:
     return ""
 
 
+def constraint_indices(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """Constant indices must lie within the axis."""
+    shape, index = static_shape(node.inputs[0]), constant(node.inputs[1])
+    if shape is None or index is None or not index.size or not shape:
+        return ""
+    size = shape[node.attributes.get_int("axis", 0)]
+    wrong = [int(value) for value in (index.min(), index.max()) if not -size <= value < size]
+    return f"{wrong[0]} of {size}" if wrong else ""
+
+
 def constraint_gather_nd(node: ir.Node, model: ir.Model, target: Target) -> str:
     """GatherND takes no batch dimensions."""
     count = node.attributes.get_int("batch_dims", 0)
@@ -234,10 +247,64 @@ def constraint_grid_sample(node: ir.Node, model: ir.Model, target: Target) -> st
     return _attribute(node, "mode", "linear", ("linear", "bilinear", "nearest"))
 
 
-def constraint_top_k_rank(node: ir.Node, model: ir.Model, target: Target) -> str:
-    """TopK is taken in up to four dimensions."""
-    rank = len(static_shape(node.inputs[0]) or ())
-    return f"{rank} dimensions" if rank > 4 else ""
+def constraint_one_hot(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """The depth and the two values must be constant, and the values no int64."""
+    for value in node.inputs[1:]:
+        if value is not None and constant(value) is None:
+            return f"'{value.name}' is computed"
+    return "int64 values" if dtype(node.inputs[2]) == ir.DataType.INT64 else ""
+
+
+def constraint_roi_align(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """Regions are averaged."""
+    return _attribute(node, "mode", "avg", ("avg",))
+
+
+def constraint_recurrent(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """A recurrence runs over time first, with the standard activations and without clipping."""
+    if "clip" in node.attributes:
+        return f"clip = {node.attributes.get_float('clip', 0.0):g}"
+    if node.attributes.get_int("layout", 0):
+        return "layout = 1"
+    standard = ["sigmoid", "tanh", "tanh"] if node.op_type == "LSTM" else ["sigmoid", "tanh"]
+    given = [name.lower() for name in node.attributes.get_strings("activations", standard)]
+    return f"activations {given}" if given != standard * (len(given) // len(standard)) else ""
+
+
+def constraint_operands(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """There must be two inputs or more."""
+    return "" if len(node.inputs) > 1 else "one input"
+
+
+def constraint_pow(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """The compiler fails on a power of five dimensions whose base is broadcast."""
+    base, out = static_shape(node.inputs[0]), static_shape(node.outputs[0])
+    return f"{base} to {out}" if base is not None and out is not None and len(out) > 4 and base != out else ""
+
+
+def constraint_einsum(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """An equation must be a batched matrix product, its right side transposed or not, as the provider reads it."""
+    equation = node.attributes.get_string("equation", "").replace(" ", "")
+    terms = re.fullmatch(r"([a-z]{2,}),([a-z]{2,})->([a-z]{2,})", equation)
+    if terms is None or not _is_product(*terms.groups(), quantized=unit_at(node, model).quantized):
+        return equation
+    return ""
+
+
+def _is_product(left: str, right: str, out: str, *, quantized: bool) -> bool:
+    """Return whether the provider lowers an equation (``einsum_op_builder.cc`` of onnxruntime-qnn 2.7)."""
+    if len(left) == len(right) == len(out):
+        batch = left[:-2] == right[:-2] == out[:-2]
+        plain = (left[-2], left[-1], right[-1]) == (out[-2], right[-2], out[-1])
+        turned = (left[-2], left[-1], right[-2]) == (out[-2], right[-1], out[-1])
+        whole = len(left) == 4 and left[0] == right[0] == out[0]
+        crossed = whole and (left[3], left[1], right[1]) == (out[3], right[3], out[1])
+        return (batch and (plain or turned)) or crossed
+    if (len(left), len(right), len(out)) != (4, 3, 4) or left[:3] != out[:3] or left[3] != right[2]:
+        return False
+    by_row = right[0] == left[1]  # bhwc,hkc->bhwk
+    by_column = right[0] == left[2] and not quantized  # bhwc,wkc->bhwk
+    return right[1] == out[3] and (by_row or by_column)
 
 
 def constraint_cum_sum(node: ir.Node, model: ir.Model, target: Target) -> str:
@@ -247,9 +314,9 @@ def constraint_cum_sum(node: ir.Node, model: ir.Model, target: Target) -> str:
 
 
 def constraint_extremum(node: ir.Node, model: ir.Model, target: Target) -> str:
-    """The compiler fails on Max and Min of 8 bits with a constant tensor."""
+    """The compiler fails on the Max and Min of a tensor of 8 bits and a constant one."""
     unit = unit_at(node, model)
-    if unit.input_type(0) not in INTEGERS_8 or not unit.quantized:
+    if unit.input_type(0) not in INTEGERS_8 or not unit.quantized or len(node.inputs) != 2:
         return ""
     full = static_shape(node.outputs[0])
     fixed = [value for value in node.inputs if _array(value) is not None and static_shape(value) == full]
@@ -292,17 +359,26 @@ BY_OPERATOR: dict[str, tuple[Constraint, ...]] = {
     "Conv": (constraint_conv_3d,),
     "ConvTranspose": (constraint_conv_transpose, constraint_conv_3d),
     "CumSum": (constraint_cum_sum,),
-    "Gather": (constraint_gather,),
+    "Gather": (constraint_gather, constraint_indices),
+    "GatherElements": (constraint_indices,),
     "GatherND": (constraint_gather_nd,),
     "Gemm": (constraint_gemm, constraint_gemm_bias),
+    "Einsum": (constraint_einsum,),
+    "GRU": (constraint_recurrent,),
     "GridSample": (constraint_grid_sample,),
+    "LSTM": (constraint_recurrent,),
     "LayerNormalization": (constraint_layer_normalization,),
     "LpNormalization": (constraint_lp_normalization,),
     "LpPool": (constraint_lp_pool, constraint_pool),
     "MatMul": (constraint_matmul,),
-    "Max": (constraint_extremum,),
+    "Max": (constraint_operands, constraint_extremum),
+    "Mean": (constraint_operands,),
     "MaxPool": (constraint_pool,),
-    "Min": (constraint_extremum,),
+    "Min": (constraint_operands, constraint_extremum),
+    "OneHot": (constraint_one_hot,),
+    "Pow": (constraint_pow,),
+    "RoiAlign": (constraint_roi_align,),
+    "Sum": (constraint_operands,),
     "Pad": (constraint_pad, constraint_pad_rank),
     "ReduceL2": _REDUCE,
     "ReduceLogSumExp": _REDUCE,
@@ -315,7 +391,6 @@ BY_OPERATOR: dict[str, tuple[Constraint, ...]] = {
     "ScatterElements": (constraint_scatter_elements,),
     "ScatterND": (constraint_scatter_nd,),
     "Slice": (constraint_slice,),
-    "TopK": (constraint_top_k_rank,),
 }
 
 

@@ -31,10 +31,12 @@ _TABLE = """
 Abs                  | f32 f16 i32 i64          | 0-5 | u8 i8 u16     | 0-5 | unary
 Add                  | f32 f16 i32 i64          | 0-5 | u8 i8 u16 i16 | 0-5 | binary
 And                  | b                        | 0-5 |               |     |
-ArgMax               | f32 f16 i32 i64 u32      | 1-4 |               |     |
-ArgMin               | f32 f16                  | 1-4 |               |     |
+ArgMax               | f32 f16 i32 i64 u32      | 1-4 | u8 i8 u16     | 1-4 | input
+ArgMin               | f32 f16                  | 1-4 | u8 i8 u16     | 1-4 | input
+ArrayFeatureExtractor | f32                      | 1-5 |               |     |
 Asin                 | -                        | 0-4 | u8 i8 u16     | 0-4 | unary
 Atan                 | f32 f16                  | 0-4 | u8 i8 u16     | 0-4 | unary
+Attention            | f32 f16                  | 3-4 |               |     |
 AveragePool          | f32 f16                  | 3-5 | u8 i8 u16     | 3-5 | unary
 BatchNormalization   | f32 f16                  | 2-4 | u8 i8         | 2-4 | batch normalization
 Bernoulli            | f32 f16                  | 0-4 |               |     |
@@ -46,21 +48,23 @@ Concat               | f32 f16 i32 i64 u32 b    | 1-5 | u8 i8 u16 i16 | 1-5 | va
 Conv                 | f32 f16                  | 3-5 | u8 i8 u16 i16 | 3-5 | conv
 ConvTranspose        | f32 f16                  | 3-5 | u8 i8 u16 i16 | 3-5 | conv
 Cos                  | f32 f16                  | 0-4 | u8 i8 u16     | 0-4 | unary
-CumSum               | f32 f16 i32 i64          | 1-5 | u8 i8 u16     | 1-5 | unary
+CumSum               | f32 f16 i32 i64          | 1-4 | u8 u16        | 1-4 | unary
 DepthToSpace         | f32 f16                  | 4-4 | u8 i8 u16     | 4-4 | unary
-DequantizeLinear     | u8 i8 u16 i16 i32        | 0-5 |               |     |
+DequantizeLinear     | u8 i8 u16 i16            | 0-5 |               |     |
 Div                  | f32 f16 i32 i64          | 0-5 | u8 i8 u16 i16 | 0-5 | binary
 Einsum               | f32 f16                  | 0-5 | u8 i8 u16     | 0-5 | optional output
 Elu                  | f32 f16                  | 0-4 | u8 i8 u16 i16 | 0-4 | unary
 Equal                | f32 f16 i32 i64          | 0-5 | u8 i8 u16 i16 | 0-5 | compare
+Erf                  | -                        | 0-5 | -             | 0-5 | unary
 Exp                  | f32 f16                  | 0-5 | u8 i8 u16     | 0-5 | unary
-Expand               | f32 f16 i32 i64          | 0-5 | u8 i8 u16     | 0-5 | moves
+Expand               | f32 f16 i32 i64 u32 b    | 0-5 | u8 i8 u16     | 0-5 | moves
 Flatten              | f32 f16 i32 i64 u32 u8 b | 1-5 | u8 i8 u16 i16 | 1-5 | moves
 Floor                | f32 f16                  | 0-4 | u8 i8 u16     | 0-4 | unary
-GRU                  | f32 f16                  | 3-3 | u8 u16        | 3-3 | recurrent
-Gather               | f32 f16 i32 i64 b        | 1-5 | u8 i8 u16 i16 | 1-5 | moves
-GatherElements       | f32 f16 i32 i64          | 1-5 | u8 i8 u16     | 1-5 | moves
-GatherND             | f32 f16 i32 i64          | 1-5 |               |     |
+FusedMatMul          | f32 f16                  | 1-5 |               |     |
+GRU                  | f32 f16                  | 3-4 | u8 u16        | 3-4 | recurrent
+Gather               | f32 f16 i32 i64 u32 b    | 1-5 | u8 i8 u16 i16 | 1-5 | moves
+GatherElements       | f32 f16 i32 i64 b        | 1-5 | u8 u16        | 1-5 | moves
+GatherND             | f32 f16 i32              | 1-5 |               |     |
 Gelu                 | f32 f16                  | 0-5 | u8 i8 u16 i16 | 0-4 | unary
 Gemm                 | f32 f16                  | 2-2 | u8 i8 u16 i16 | 2-2 | gemm
 GlobalAveragePool    | f32 f16                  | 3-5 | u8 i8 u16     | 3-5 | unary
@@ -74,7 +78,7 @@ Identity             | f32 f16 i32 i64 u32 b    | 0-5 |               |     |
 InstanceNormalization | f32 f16                 | 3-4 | u8 i8 u16     | 3-4 | normalization
 IsNaN                | f32 f16                  | 0-5 |               |     |
 LRN                  | f32 f16                  | 3-4 | u8 i8 u16     | 3-4 | unary
-LSTM                 | f32 f16                  | 3-3 |               |     |
+LSTM                 | f32 f16                  | 3-4 |               |     |
 LayerNormalization   | f32 f16                  | 1-4 | u8 i8 u16     | 1-4 | normalization
 LeakyRelu            | f32 f16                  | 0-5 | u8 u16        | 0-5 | unary
 Less                 | f32 f16 i32 i64          | 0-5 | u8 i8 u16 i16 | 0-5 | compare
@@ -84,21 +88,25 @@ LogSoftmax           | f32 f16                  | 1-4 | u8 u16        | 1-4 | un
 LpNormalization      | f32 f16                  | 0-4 | u8 i8 u16 i16 | 0-4 | unary
 LpPool               | f32 f16                  | 3-4 |               |     |
 MatMul               | f32 f16                  | 1-5 | u8 i8 u16 i16 | 1-5 | matmul
+MatMulNBits          | f32 f16                  | 1-5 | u8 u16        | 1-5 | unary
 Max                  | f32 f16 i32 i64 u32      | 0-4 | u8 i8 u16 i16 | 0-5 | variadic
 MaxPool              | f32 f16                  | 3-4 | u8 i8 u16 i16 | 3-4 | moves
 Mean                 | f32                      | 0-5 |               |     |
 Min                  | f32 f16 i32 i64 u32      | 0-4 | u8 i8 u16     | 0-5 | variadic
-Mod                  | f32 f16 i32 i64          | 0-4 |               |     |
+Mod                  | f32 f16 i8 i16 i32 i64 u8 u16 u32 | 0-4 |      |     |
 Mul                  | f32 f16 i32 i64 u32      | 0-5 | u8 i8 u16 i16 | 0-5 | binary
 Neg                  | f32 f16                  | 0-4 | u8 u16        | 0-4 | unary
+NonZero              | -                        | 0-5 | -             | 0-5 | input
 Not                  | b                        | 0-5 |               |     |
+OneHot               | i32 i64                  | 1-4 |               |     |
 Or                   | b                        | 0-5 |               |     |
 PRelu                | f32 f16                  | 0-5 | u8 i8         | 0-5 | binary
-Pad                  | f32 f16 i32 i64          | 1-5 | u8 i8 u16     | 1-5 | pad
+Pad                  | f32 f16                  | 1-5 | u8 i8 u16 i16 | 1-5 | pad
 Pow                  | f32 f16                  | 0-5 | u8 i8 u16     | 0-5 | binary
 QLinearConv          | u8 i8                    | 3-5 |               |     |
 QLinearMatMul        | u8 i8                    | 1-5 |               |     |
 QuantizeLinear       | f32 f16                  | 0-5 |               |     |
+QuickGelu            | f32 f16                  | 0-5 |               |     |
 RMSNormalization     | f32 f16                  | 1-4 | u8 i8 u16     | 1-4 | rms
 RandomNormalLike     | f32 f16                  | 0-4 |               |     |
 RandomUniformLike    | f32 f16                  | 0-4 |               |     |
@@ -113,9 +121,12 @@ ReduceSum            | f32 f16 i32 i64          | 0-5 | u8 i8 u16 i16 | 0-5 | un
 Relu                 | f32 f16                  | 0-5 | u8 i8 u16 i16 | 0-5 | unary
 Reshape              | f32 f16 i32 i64 u32 u8 b | 0-5 | u8 i8 u16 i16 | 0-5 | moves
 Resize               | f32 f16                  | 3-5 | u8 i8 u16     | 3-5 | moves
+RoiAlign             | f32 f16                  | 1-4 |               |     |
+RotaryEmbedding      | f32 f16                  | 3-4 |               |     |
 Round                | f32 f16                  | 0-4 | u8 i8 u16     | 0-4 | unary
-ScatterElements      | f32 f16 i32 i64          | 1-5 | u8 i8 u16     | 1-5 | binary
-ScatterND            | f32 f16 i32 i64          | 1-5 |               |     |
+STFT                 | f32 f16                  | 2-4 |               |     |
+ScatterElements      | f32 f16 i32 i64 u8 u16   | 1-4 | u8 u16        | 1-4 | binary
+ScatterND            | f32 f16 i32 i64 u32 b    | 1-5 |               |     |
 Selu                 | f32 f16                  | 0-4 |               |     |
 Sigmoid              | f32 f16                  | 0-5 | u8 i8 u16 i16 | 0-5 | unary
 Sign                 | f32 f16                  | 0-4 | u8 i8 u16     | 0-4 | unary
@@ -125,7 +136,7 @@ Slice                | f32 f16 i32 i64 u8 b     | 1-5 | u8 i8 u16 i16 | 1-5 | un
 Softmax              | f32 f16                  | 1-5 | u8 i8 u16 i16 | 1-5 | unary
 Softplus             | f32 f16                  | 0-4 | u8 i8 u16 i16 | 0-4 | unary
 SpaceToDepth         | f32 f16                  | 4-4 | u8 i8 u16     | 4-4 | unary
-Split                | f32 f16 i32 i64          | 1-5 | u8 i8 u16 i16 | 1-5 | split
+Split                | f32 f16 i32 i64 b        | 1-5 | u8 i8 u16 i16 | 1-5 | split
 Sqrt                 | f32 f16                  | 0-4 | u8 i8 u16 i16 | 0-4 | unary
 Squeeze              | f32 f16 i32 i64 u32 u8 b | 0-5 | u8 i8 u16 i16 | 0-5 | moves
 Sub                  | f32 f16 i32 i64          | 0-5 | u8 i8 u16 i16 | 0-5 | binary
@@ -134,10 +145,11 @@ Swish                | f32 f16                  | 0-5 | u8 i8 u16 i16 | 0-5 | un
 Tan                  | f32 f16                  | 0-4 |               |     |
 Tanh                 | f32 f16                  | 0-4 | u8 i8 u16 i16 | 0-4 | unary
 ThresholdedRelu      | f32 f16                  | 0-5 |               |     |
-Tile                 | f32 f16 i32 i64          | 1-5 | u8 i8 u16     | 1-5 | moves
-TopK                 | f32 f16                  | 1-5 | u8 i8 u16     | 1-5 | top-k
+Tile                 | f32 f16 i32 i64 b        | 1-5 | u8 i8 u16     | 1-5 | moves
+TopK                 | f32 f16 i32 i64          | 1-4 | u8 i8 u16     | 1-4 | top-k
 Transpose            | f32 f16 i32 u32 b        | 0-5 | u8 i8 u16 i16 | 0-5 | moves
 Unsqueeze            | f32 f16 i32 i64 u32 u8 b | 0-5 | u8 i8 u16 i16 | 0-5 | moves
+Upsample             | f32 f16                  | 3-5 |               |     |
 Where                | f32 f16 i32 i64          | 0-5 | u8 i8 u16 i16 | 0-5 | binary
 Xor                  | b                        | 0-5 |               |     |
 """
@@ -183,5 +195,10 @@ def _parse(table: str) -> dict[str, Operator]:
 
 OPERATORS = _parse(_TABLE)
 UNIT_RULES = {name: row.rule for name, row in OPERATORS.items() if row.rule}
-# Operators of other domains that have a row of the same name: Microsoft's own.
-CONTRIB = {"com.microsoft": frozenset({"Gelu", "QuickGelu", "FusedMatMul", "MatMulNBits", "RotaryEmbedding"})}
+# Operators of other domains than ONNX's own, by domain; a row without one stands for both.
+DOMAINS = {
+    "com.microsoft": frozenset(
+        {"DequantizeLinear", "FusedMatMul", "Gelu", "MatMulNBits", "QuantizeLinear", "QuickGelu"}
+    ),
+    "ai.onnx.ml": frozenset({"ArrayFeatureExtractor"}),
+}

@@ -9,18 +9,22 @@ import networkx as nx
 import onnx_ir as ir
 
 from optkit.graph import bodies
-from optkit.model.loading import infer_shapes
 from optkit.package.contract import Placement
 from optkit.target import Target
 from optkit_targets.qnn import runtime
 from optkit_targets.qnn.constraints import GENERAL, violation
 from optkit_targets.qnn.operator_constraints import specific
-from optkit_targets.qnn.partition import partitions
-from optkit_targets.qnn.units import DEQUANTIZE, INTEGERS_16, QUANTIZE, Unit, dtype, incomplete, units
+from optkit_targets.qnn.partition import is_convex, partitions
+from optkit_targets.qnn.shapes import with_shapes
+from optkit_targets.qnn.units import DEQUANTIZE, INTEGERS_16, QUANTIZE, Unit, dtype, incomplete, producer, units
 
 NPU, CPU = "npu", "cpu"
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
 LONE = "a lone Q or DQ node makes no partition: the provider leaves it to the CPU"
+CAPTURED = (
+    "The provider's partitions must not be left and entered again through the body of an If or Loop: "
+    "onnxruntime then gives it nothing"
+)
 # The layout transformer renames what it moves to channels-last; functions are expanded into nodes without a name.
 RENAMED = re.compile(r"_token_\d+$")
 
@@ -47,15 +51,10 @@ def place(model: ir.Model, target: Target) -> list[Placement]:
 
     Nothing of Qualcomm's is needed: the constraints decide, node by node, then by unit and by partition.
     """
-    shaped = _with_shapes(model)
+    shaped = with_shapes(model)
     found = units(shaped)
     reasons = {index: _refusal(unit, shaped, target) for index, unit in enumerate(found)}
-    graph = dependencies(found)
-    for partition in partitions(graph, {index for index, reason in reasons.items() if not reason}):
-        if len(partition) == 1:
-            (index,) = partition
-            if found[index].node.op_type in (QUANTIZE, DEQUANTIZE):
-                reasons[index] = LONE
+    _by_partition(found, reasons)
     home: dict[ir.Node, int] = {}
     for index, unit in enumerate(found):
         for node in unit.nodes:
@@ -70,19 +69,45 @@ def place(model: ir.Model, target: Target) -> list[Placement]:
     ]
 
 
-def dependencies(found: list[Unit]) -> nx.DiGraph[int]:
-    """Return which unit reads what which other computes, by index."""
+def dependencies(found: list[Unit], *, captures: bool = True) -> nx.DiGraph[int]:
+    """Return which unit reads what which other computes, by index.
+
+    A DQ node that several units share is as good as one of each: who reads it depends on what feeds it.
+
+    Args:
+        found: The units.
+        captures: Whether what the body of an If or Loop reads from around it counts as read by the node.
+    """
     home = {node: index for index, unit in enumerate(found) for node in unit.nodes}
+    shared = {node for unit in found for node in unit.dequantize}
     graph: nx.DiGraph[int] = nx.DiGraph()
     graph.add_nodes_from(range(len(found)))
     for index, unit in enumerate(found):
         for node in unit.nodes:
             inner = [value for body in bodies(node) for child in body.all_nodes() for value in child.inputs]
-            for value in (*node.inputs, *inner):
-                source = value.producer() if value is not None else None
-                if source in home and home[source] != index:
+            for value in (*node.inputs, *(inner if captures else ())):
+                source = producer(value)
+                while source in shared and source not in unit.nodes:
+                    source = producer(source.inputs[0])
+                if source in home and source not in unit.nodes:
                     graph.add_edge(home[source], index)
     return graph
+
+
+def _by_partition(found: list[Unit], reasons: dict[int, str]) -> None:
+    """Refuse what stands against whole partitions.
+
+    The provider follows no captured values when it partitions, so that a path through a body may leave a partition and
+    come back; onnxruntime then takes back everything.
+    """
+    taken = {index for index, reason in reasons.items() if not reason}
+    whole = dependencies(found)
+    for partition in partitions(dependencies(found, captures=False), taken):
+        if not is_convex(whole, partition):
+            reasons.update(dict.fromkeys(taken, CAPTURED))
+            return
+        if len(partition) == 1 and all(found[index].node.op_type in (QUANTIZE, DEQUANTIZE) for index in partition):
+            reasons.update(dict.fromkeys(partition, LONE))
 
 
 def disagreements(model: ir.Model, target: Target) -> list[Disagreement]:
@@ -105,19 +130,6 @@ def compare(placements: list[Placement], assigned: dict[str, str]) -> list[Disag
         for place in placements
         if place.node and actual.get(place.node, place.device) != place.device
     ]
-
-
-def _with_shapes(model: ir.Model) -> ir.Model:
-    if all(
-        value.shape is not None and value.dtype is not None
-        for node in model.graph
-        for value in node.outputs
-        if value.name
-    ):
-        return model
-    copy = model.clone()
-    infer_shapes(copy)
-    return copy
 
 
 def _refusal(unit: Unit, model: ir.Model, target: Target) -> str:

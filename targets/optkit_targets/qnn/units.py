@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from optkit.graph import argument, constant, opset
+from optkit.graph import argument, constant, opset, static_shape
 from optkit_targets.qnn.operators import UNIT_RULES
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -176,12 +176,13 @@ def _folds_reshape(gemm: ir.Node) -> bool:
     if weight is None or weight.shape is None or shape is None:
         return False
     width = weight.shape[1]
+    single = static_shape(bias) == []
     static = constant(bias) is not None or (
         (source := producer(bias)) is not None
         and source.op_type == DEQUANTIZE
         and constant(source.inputs[0]) is not None
     )
-    return static and (list(shape) in ([width], [1, width]) or (width == 1 and bias.shape.numpy() == ()))
+    return static and (list(shape) in ([width], [1, width]) or (width == 1 and single))
 
 
 # --- the rules: which Q and DQ nodes an operator must have ----------------------------------------------------------
@@ -278,8 +279,7 @@ def _gemm(unit: Unit) -> bool:
     into, out = _types(unit)
     if out and into[0] != out[0]:
         return False
-    # The provider reads an absent beta as 0 here.
-    return len(into) < 3 or (unit.node.attributes.get_float("beta", 0.0) == 1.0 and into[2] == ir.DataType.INT32)
+    return len(into) < 3 or (unit.node.attributes.get_float("beta", 1.0) == 1.0 and into[2] == ir.DataType.INT32)
 
 
 def _normalization(unit: Unit) -> bool:
@@ -346,6 +346,7 @@ _RULES: dict[str, Callable[[Unit], bool]] = {
     "unary": lambda unit: _one_type(unit, 1),
     "binary": lambda unit: _one_type(unit, 2),
     "variadic": lambda unit: _one_type(unit, len(unit.node.inputs)),
+    "input": lambda unit: not unit.folded and len(unit.dequantize) == 1,
     "optional output": _optional_output,
     "clip": _clip,
     "pad": lambda unit: 1 <= len(unit.dequantize) <= 2 and _one_type(unit, len(unit.dequantize)),
