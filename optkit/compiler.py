@@ -46,7 +46,7 @@ def compile(
     executor: str | None = None,
     overwrite: bool = False,
     strict: bool = False,
-    context_binary: bool = True,
+    packaging: Mapping[str, Any] | None = None,
     track: Callable[..., Any] | None = None,
 ) -> Report:
     """Compile a model for a device into a package, and return the report that the command line prints.
@@ -70,8 +70,7 @@ def compile(
         executor: ``native``, ``emulated`` or ``simulated``; every available one by default.
         overwrite: Replace a package that is already there.
         strict: Fail on a pass that changes the model without a remark.
-        context_binary: False: leave out what the vendor's compiler makes ahead of time for one chip, where the target
-            has such a thing.
+        packaging: Options of the target's packager, as ``{"context_binary": False}``: 'optkit targets NAME' lists them.
         track: Wraps iterables in a progress display: ``track(items, description, total)``.
 
     Returns:
@@ -83,7 +82,7 @@ def compile(
         MissingDependencyError: The executor that was asked for is not installed.
     """
     path = model_file(Path(model))
-    devices = load_targets([target] if isinstance(target, (str, Target)) else target, context_binary=context_binary)
+    devices = load_targets([target] if isinstance(target, (str, Target)) else target, packaging)
     device, also = devices[0], devices[1:]
     wanted = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe)) if recipe else Recipe()
     chosen = device.precision(precision or wanted.precision)

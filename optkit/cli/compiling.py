@@ -72,13 +72,12 @@ def compile(  # noqa: A001  # the command's name
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail on a pass that changes the model without saying so.")
     ] = False,
-    context_binary: Annotated[
+    no_context_binary: Annotated[
         bool,
         typer.Option(
-            "--context-binary/--no-context-binary",
-            help="Whether the vendor's compiler makes a binary for the chip, where the target has such a thing.",
+            "--no-context-binary", help="Leave out what a vendor's compiler makes ahead of time for one chip."
         ),
-    ] = True,
+    ] = False,
     json: Json = False,
 ) -> None:
     """Compile a model for a device: rewrite, quantize, verify, package, and report what it costs there."""
@@ -97,8 +96,9 @@ def compile(  # noqa: A001  # the command's name
     )
     if gates.max_drop is not None and evaluation is None:
         raise InputError("--max-drop needs labelled data", hint="pass --eval DATA")
+    packaging = {"context_binary": False} if no_context_binary else {}
     reports = []
-    groups = grouped(load_targets(target, context_binary=context_binary), precision)
+    groups = grouped(load_targets(target, packaging), precision)
     for number, group in enumerate(groups):
         goal = output
         if output is not None and len(groups) > 1:

@@ -140,10 +140,12 @@ class Packager(ABC):
     Attributes:
         name: What targets call it by.
         shares_packages: Whether one package can serve several targets whose pipelines are the same.
+        options: The keys of a target's ``options`` that a user may set for one compilation.
     """
 
     name: ClassVar[str]
     shares_packages: ClassVar[bool] = False
+    options: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def package(self, model: ir.Model, target: Target, directory: Path, also: Sequence[Target] = ()) -> Artifact:

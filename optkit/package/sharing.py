@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from optkit import plugins
 from optkit.errors import InputError
 from optkit.precision import Precision
 from optkit.target import Target, load_target
 
-CONTEXT_BINARY = "context_binary"  # the option of targets whose vendor's compiler runs ahead of time
 ALIKE = ("packager", "dtypes", "static_shapes", "opset", "weights", "activations", "cleanup", "precisions")
 
 
-def load_targets(targets: Sequence[str | Target], *, context_binary: bool = True) -> list[Target]:
+def load_targets(targets: Sequence[str | Target], packaging: Mapping[str, Any] | None = None) -> list[Target]:
     """Load targets.
 
     Args:
         targets: Names, files, or targets as they are.
-        context_binary: False: switch off what the vendor's compiler makes ahead of time.
+        packaging: Options of the packager, for this compilation alone, as `optkit.package.contract.Packager.options`.
 
     Raises:
-        InputError: A target cannot be loaded, or has nothing of that kind to switch off; or there is none at all.
+        InputError: A target cannot be loaded, or its packager has no such option; or there is no target at all.
     """
     devices = [each if isinstance(each, Target) else load_target(each) for each in targets]
     if not devices:
         raise InputError("no target is given", hint="pass --target NAME")
-    if context_binary:
+    if not packaging:
         return devices
     for device in devices:
-        if CONTEXT_BINARY not in device.options:
-            hint = "leave --no-context-binary out"
-            raise InputError(f"target '{device.name}' has no context binaries", hint=hint)
-    return [device.model_copy(update={"options": {**device.options, CONTEXT_BINARY: False}}) for device in devices]
+        known = plugins.packager(device.packager).options
+        for key in packaging:
+            if key not in known:
+                hint = f"it has {', '.join(sorted(known))}" if known else "leave it out"
+                raise InputError(f"packages for target '{device.name}' have no option '{key}'", hint=hint)
+    return [device.model_copy(update={"options": {**device.options, **packaging}}) for device in devices]
 
 
 def shareable(a: Target, b: Target, precision: str | Precision | None = None) -> str:

@@ -33,6 +33,7 @@ class QnnPackager(Packager):
 
     name = "qnn"
     shares_packages = True
+    options = frozenset({"context_binary"})
 
     def package(self, model: ir.Model, target: Target, directory: Path, also: Sequence[Target] = ()) -> Artifact:
         """Write the fallback model, and for every target a context binary where the compiler is installed.
@@ -43,10 +44,10 @@ class QnnPackager(Packager):
         (directory / COMPONENT / FALLBACK).mkdir(parents=True)
         saved = save(model, directory / COMPONENT / FALLBACK / "model.onnx")
         fallback = tuple(path.relative_to(directory).as_posix() for path in saved)
-        whole = all(each.device == NPU for each in self.placement(model, target))
         wanted = bool(target.options.get("context_binary"))
         devices = (target, *also)
         made = {each.name: _compile(model, each, directory) for each in devices if wanted and not runtime.missing()}
+        whole = all(each.files.whole for each in made.values()) if made else self._whole(model, target)
         contexts = tuple(
             made[each.name].files if each.name in made else _uncompiled(each, fallback[0], whole) for each in devices
         )
@@ -69,6 +70,12 @@ class QnnPackager(Packager):
             missing=missing,
             network=fallback[0],
         )
+
+    def _whole(self, model: ir.Model, target: Target) -> bool:
+        """Whether the NPU runs the whole model, as its runtime says where it is installed."""
+        seen = self.observed(model, target)
+        units = seen.values() if seen is not None else [each.device for each in self.placement(model, target)]
+        return all(unit == NPU for unit in units)
 
     def open(self, directory: Path, manifest: Mapping[str, Any]) -> Artifact:
         """Find the variants of a package.
