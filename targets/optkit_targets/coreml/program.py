@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,64 @@ from optkit_targets.coreml.lowering.scope import CannotLower, Scope, identifier
 from optkit_targets.coreml.lowering.table import lacking, operator, table
 
 NAMED = 5  # nodes that an error names
+LAYOUTS = ("RGB", "BGR", "G")
 VOLATILE = ("com.github.apple.coremltools.conversion_date",)
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """An input that takes an image: the model sees ``scale * pixel + bias``, pixels 0 to 255, channels in ``layout``."""
+
+    name: str
+    scale: float = 1.0
+    bias: tuple[float, ...] = ()
+    layout: str = "RGB"
+
+    @staticmethod
+    def parse(text: str) -> ImageInput:
+        """Read ``input:scale,bias,RGB``; the bias is one number, or one for each channel joined by ``;``.
+
+        Raises:
+            InputError: The text has another form.
+        """
+        name, colon, rest = text.rpartition(":")
+        parts = [part.strip() for part in rest.split(",")]
+        try:
+            if not colon or not name or len(parts) != 3 or parts[2].upper() not in LAYOUTS:
+                raise ValueError
+            bias = tuple(float(part) for part in parts[1].split(";"))
+            return ImageInput(name, float(parts[0]), bias, parts[2].upper())
+        except ValueError as error:
+            hint = "for instance image:0.00392,0,RGB, or image:0.017,-2.1;-2.0;-1.8,BGR"
+            raise InputError(f"--image takes NAME:SCALE,BIAS,{'|'.join(LAYOUTS)}, not '{text}'", hint=hint) from error
+
+    def core_ml(self, variable: Any) -> Any:
+        """Return coremltools' description of the input, a tensor of [1, channels, height, width].
+
+        Raises:
+            InputError: The program has no such input, or it is no image.
+        """
+        channels = 1 if self.layout == "G" else 3
+        shape = () if variable is None else tuple(variable.shape)
+        if len(shape) != 4 or shape[:2] != (1, channels):
+            what = f"'{self.name}' is no input of shape [1, {channels}, height, width]"
+            raise InputError(what, hint="name an image input in --image")
+        ct = toolkit.coremltools()
+        layout = {"RGB": ct.colorlayout.RGB, "BGR": ct.colorlayout.BGR, "G": ct.colorlayout.GRAYSCALE}[self.layout]
+        if len(self.bias) not in (1, channels):
+            raise InputError(f"--image gives {len(self.bias)} biases for {channels} channels of '{self.name}'")
+        bias = list(self.bias) * (channels // len(self.bias))
+        return ct.ImageType(
+            name=self.name, shape=shape, scale=self.scale, bias=bias if channels > 1 else bias[0], color_layout=layout
+        )
+
+
+def _check_labels(labels: Sequence[str], output: Any) -> None:
+    classes = int(output.shape[-1]) if output.shape else 0
+    if len(labels) != classes:
+        raise InputError(f"{len(labels)} class labels are given, and '{output.name}' has {classes} values")
+    if len(set(labels)) != len(labels):
+        raise InputError("a class label is given twice")
 
 
 def lower(model: ir.Model, deployment: int) -> Any:
@@ -91,7 +149,16 @@ def _output(scope: Scope, value: ir.Value) -> Any:
     return scope.mb.identity(x=scope.variable(value), name=identifier(value.name or ""))
 
 
-def save(program: Any, deployment: int, goal: Path, *, half: bool, metadata: Mapping[str, str]) -> Path:
+def save(
+    program: Any,
+    deployment: int,
+    goal: Path,
+    *,
+    half: bool,
+    metadata: Mapping[str, str] | None = None,
+    images: Sequence[ImageInput] = (),
+    class_labels: Sequence[str] = (),
+) -> Path:
     """Write a program as ``.mlpackage``; no dates and no random identifiers are in it.
 
     Args:
@@ -100,8 +167,24 @@ def save(program: Any, deployment: int, goal: Path, *, half: bool, metadata: Map
         goal: The package's folder, which must not exist.
         half: Whether floats are computed in float16.
         metadata: The user's own entries.
+        images: Inputs that are images.
+        class_labels: The classes, in the order of the first output's last axis; none: no classifier.
+
+    Raises:
+        InputError: An image input or the labels do not fit the program.
     """
     ct = toolkit.coremltools()
+    function = program.functions["main"]
+    pictures = {each.name: each.core_ml(function.inputs.get(each.name)) for each in images}
+    extra: dict[str, Any] = {}
+    if pictures:
+        extra["inputs"] = [
+            pictures.get(name) or ct.TensorType(name=name, shape=tuple(variable.shape))
+            for name, variable in function.inputs.items()
+        ]
+    if class_labels:
+        _check_labels(class_labels, function.outputs[0])
+        extra["classifier_config"] = ct.ClassifierConfig(list(class_labels))
     precision = ct.precision.FLOAT16 if half else ct.precision.FLOAT32
     with toolkit.quiet():
         made = ct.convert(
@@ -111,10 +194,11 @@ def save(program: Any, deployment: int, goal: Path, *, half: bool, metadata: Map
             minimum_deployment_target=getattr(ct.target, f"iOS{deployment}"),
             compute_precision=precision,
             skip_model_load=True,
+            **extra,
         )
     for key in VOLATILE:
         made.user_defined_metadata.pop(key, None)
-    for key, text in metadata.items():
+    for key, text in (metadata or {}).items():
         made.user_defined_metadata[key] = text
     made.save(str(goal))
     _settle(goal)

@@ -1,0 +1,1 @@
+"""Passes that only Core ML needs: forms that the Apple Neural Engine runs well."""

@@ -1,0 +1,129 @@
+"""Packages for Apple devices: an ML Program that Xcode and Core ML load, and the network that it was made from.
+
+manifest.json              optkit's own keys
+README.md                  the lines of Swift and Python that load it
+model.mlpackage/           what the device loads
+network/model.onnx         the same network as ONNX, to look into
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from optkit.errors import InputError
+from optkit.model.loading import save
+from optkit.package.contract import Artifact, Executor, Fact, Packager, Placement
+from optkit.target import Target
+from optkit_targets.coreml import program, toolkit
+from optkit_targets.coreml.executors import Interpreted
+from optkit_targets.coreml.legalize.keep_float32 import FLOAT_KEY
+from optkit_targets.coreml.placement import place
+
+ENTRY, NETWORK = "model.mlpackage", "network/model.onnx"
+OLDEST, NEWEST = 15, 18  # iOS 15 brought ML Programs
+
+
+class CoremlPackager(Packager):
+    """Writes ML Programs; which iOS they need is the oldest that has every form in use, or what the user names."""
+
+    name = "coreml"
+    options = frozenset({"deployment_target", "image", "class_labels"})
+
+    def package(self, model: ir.Model, target: Target, directory: Path, also: Sequence[Target] = ()) -> Artifact:
+        """Write the package.
+
+        Raises:
+            InputError: A node has no lowering, or none for the deployment target; or an option does not fit.
+            MissingDependencyError: coremltools is not installed.
+        """
+        deployment, made = _lowered(model, deployments(target))
+        half = model.metadata_props.get(FLOAT_KEY) != "float32"
+        images = [program.ImageInput.parse(text) for text in target.options.get("image", ())]
+        labels = read_labels(target.options.get("class_labels"))
+        package = program.save(made, deployment, directory / ENTRY, half=half, images=images, class_labels=labels)
+        network = directory / NETWORK
+        network.parent.mkdir()
+        save(model, network)
+        files = sorted(path.relative_to(directory).as_posix() for path in package.rglob("*") if path.is_file())
+        facts = (
+            Fact(target.name, "made by", toolkit.name()),
+            Fact(target.name, "needs", f"iOS {deployment}, {MACOS[deployment]}"),
+            Fact(target.name, "computes floats in", "float16" if half else "float32"),
+        )
+        return Artifact(directory, ENTRY, tuple(files), {}, facts=facts, network=NETWORK)
+
+    def open(self, directory: Path, manifest: Mapping[str, Any]) -> Artifact:
+        """Find the ML Program of a package.
+
+        Raises:
+            InputError: It, or the network that it was made from, is missing.
+        """
+        for path in (directory / ENTRY / "Manifest.json", directory / NETWORK):
+            if not path.is_file():
+                raise InputError("the package lacks a file", where=str(path))
+        package = directory / ENTRY
+        files = sorted(path.relative_to(directory).as_posix() for path in package.rglob("*") if path.is_file())
+        return Artifact(directory, ENTRY, tuple(files), {}, network=NETWORK)
+
+    def executors(self, target: Target) -> list[Executor]:
+        """Return the interpreter: nothing else on this machine runs Core ML."""
+        return [Interpreted()]
+
+    def placement(self, model: ir.Model, target: Target) -> list[Placement]:
+        """Return where Core ML is likely to run each node, by rules with their sources."""
+        return place(model, target)
+
+
+MACOS = {15: "macOS 12", 16: "macOS 13", 17: "macOS 14", 18: "macOS 15"}
+
+
+def deployments(target: Target) -> range:
+    """Return the deployment targets to try, oldest first: one where the user names it.
+
+    Raises:
+        InputError: The name is none of iOS15 to iOS18.
+    """
+    wanted = target.options.get("deployment_target")
+    if not wanted:
+        return range(OLDEST, NEWEST + 1)
+    found = re.fullmatch(r"(?:iOS)?(\d+)", str(wanted), re.IGNORECASE)
+    number = int(found.group(1)) if found else 0
+    if not OLDEST <= number <= NEWEST:
+        known = ", ".join(f"iOS{number}" for number in range(OLDEST, NEWEST + 1))
+        raise InputError(f"no deployment target '{wanted}'", hint=f"known: {known}")
+    return range(number, number + 1)
+
+
+def _lowered(model: ir.Model, tried: Iterable[int]) -> tuple[int, Any]:
+    """Return the program for the first deployment target that has every form it needs.
+
+    Raises:
+        InputError: None has; the reasons are those of the newest.
+    """
+    refusal: InputError | None = None
+    for deployment in tried:
+        try:
+            return deployment, program.lower(model, deployment)
+        except InputError as error:
+            refusal = error
+    assert refusal is not None
+    raise refusal
+
+
+def read_labels(path: str | None) -> list[str]:
+    """Read class labels, one a line.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    if path is None:
+        return []
+    try:
+        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the class labels cannot be read: {error}", where=str(path)) from error
