@@ -78,6 +78,16 @@ def compile(  # noqa: A001  # the command's name
             "--no-context-binary", help="Leave out what a vendor's compiler makes ahead of time for one chip."
         ),
     ] = False,
+    deployment_target: Annotated[
+        str | None, typer.Option(metavar="iOS17", help="The oldest system that a Core ML package must load on.")
+    ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT:SCALE,BIAS,RGB", help="Let a Core ML package take images: scale * pixel + bias."),
+    ] = None,
+    class_labels: Annotated[
+        Path | None, typer.Option(metavar="TXT", help="Classes, one a line: a Core ML package then names the best one.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Compile a model for a device: rewrite, quantize, verify, package, and report what it costs there."""
@@ -96,7 +106,13 @@ def compile(  # noqa: A001  # the command's name
     )
     if gates.max_drop is not None and evaluation is None:
         raise InputError("--max-drop needs labelled data", hint="pass --eval DATA")
-    packaging = {"context_binary": False} if no_context_binary else {}
+    packaging = {
+        "context_binary": False if no_context_binary else None,
+        "deployment_target": deployment_target,
+        "image": tuple(image or ()) or None,
+        "class_labels": None if class_labels is None else str(class_labels),
+    }
+    packaging = {key: value for key, value in packaging.items() if value is not None}
     reports = []
     groups = grouped(load_targets(target, packaging), precision)
     for number, group in enumerate(groups):
