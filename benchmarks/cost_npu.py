@@ -41,7 +41,9 @@ CHIPSETS = {
     "snapdragon-8-elite-gen5-npu": "qualcomm-snapdragon-8-elite-gen5",
     "snapdragon-x-elite-npu": "qualcomm-snapdragon-x-elite",
     "snapdragon-x2-elite-npu": "qualcomm-snapdragon-x2-elite",
+    "snapdragon-7gen4-npu": "qualcomm-snapdragon-7gen4",
     "qcm6490-npu": "qualcomm-qcs6490",
+    "qcm6690-npu": "qualcomm-qcm6690",
     "qcs8275-npu": "qualcomm-qcs8275-proxy",
     "qcs9075-npu": "qualcomm-qcs9075",
     "sa7255p-npu": "qualcomm-sa7255p",
@@ -319,7 +321,10 @@ def as_toml(found: Fit, name: str, runs: Sequence[Run], pairs: Sequence[tuple[Ru
     low, median, high = band(own)
     lines += ["", "[error_band]                      # measured / predicted time"]
     lines += [f"low = {low}", f"median = {median}", f"high = {high}", f"samples = {len(own)}"]
-    lines.append(f'source = "python benchmarks/cost_npu.py, leaving one network out at a time, on {SOURCE}: DLCs, not onnxruntime's"')
+    source = (
+        f"python benchmarks/cost_npu.py, leaving one network out at a time, on {SOURCE}: DLCs run by Qualcomm's runtime"
+    )
+    lines.append(f'source = "{source}"')
     return "\n".join(lines)
 
 
