@@ -48,9 +48,13 @@ class Writer:
     ) -> ir.Value:
         """Insert a node of one result, by default of the first input's element type, and return the result."""
         node = ir.node(op_type, inputs, attributes, name=unique(f"{self.node.name}/{op_type}", self.taken))
-        result, source = node.outputs[0], inputs[0] if inputs else None
-        result.name = unique(f"{self.node.name}/{op_type}", self.taken)
-        dtype = dtype or (source.dtype if source is not None else None)
+        source = inputs[0] if inputs else None
+        return self.insert(node, dtype or (source.dtype if source is not None else None))
+
+    def insert(self, node: ir.Node, dtype: ir.DataType | None) -> ir.Value:
+        """Insert a node of one result, and return the result."""
+        result = node.outputs[0]
+        result.name = unique(f"{self.node.name}/{node.op_type}", self.taken)
         result.type = ir.TensorType(dtype) if dtype is not None else None
         node.metadata_props.update(self.node.metadata_props)
         self._graph.insert_before(self.node, node)
