@@ -21,6 +21,7 @@ it; runtimes without float layers in between compute it on integers. Found by gi
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from optkit.graph import argument, constant, is_constant
@@ -36,13 +37,13 @@ FIXED_RANGES = {"HardSigmoid": (0.0, 1.0), "Sigmoid": (0.0, 1.0), "Softmax": (0.
 
 _UNARY_OPS = frozenset({
     "Abs", "AveragePool", "Clip", "Elu", "Gelu", "GlobalAveragePool", "HardSwish", "LeakyRelu", "LogSoftmax", "Mish",
-    "Neg", "ReduceMean", "Relu", "Selu", "Softplus",
+    "Neg", "ReduceMean", "ReduceSum", "Relu", "Selu", "Softplus",
 })  # fmt: skip
 _BINARY_OPS = frozenset({"Add", "Max", "Min", "Mul", "Sub"})
 _NORMALIZATIONS = frozenset({"InstanceNormalization", "LayerNormalization", "RMSNormalization"})
 UNIT_OPS = (
     MOVING_OPS | FIXED_RANGES.keys() | _UNARY_OPS | _BINARY_OPS | _NORMALIZATIONS
-    | {"Concat", "Div", "PRelu", "Where"}
+    | {"Concat", "PRelu", "Where"}
 )  # fmt: skip
 
 # Their results span so many orders of magnitude that no integer of 8 or 16 bits holds them: 1/x, exp(x), x^2 before a
@@ -50,16 +51,25 @@ UNIT_OPS = (
 FLOAT_OPS = frozenset({"Div", "Exp", "Log", "Pow", "Reciprocal", "ReduceL2", "ReduceSumSquare", "Sqrt"})
 
 
-def unit_inputs(node: ir.Node) -> tuple[int, ...] | str:
+HIDDEN = -1e4  # constants from here on stand for minus infinity
+
+
+def unit_inputs(node: ir.Node, *, floats: bool) -> tuple[int, ...] | str:
     """Return which inputs of an operator carry float values that must be quantized, or why it stays in float.
 
     Layers (see `describe`) are not asked about here.
+
+    Args:
+        node: The node, of the standard domain.
+        floats: Whether the target computes in float what integers hold badly.
     """
     op = node.op_type
-    if op not in UNIT_OPS:
+    if op not in UNIT_OPS | FLOAT_OPS:
         return "the operator has no quantized form"
+    if floats and op in FLOAT_OPS and (op != "Div" or constant(argument(node, 1)) is None):
+        return "its results span too many orders of magnitude for integers"
     indices: tuple[int, ...] = (0,)
-    if op in _BINARY_OPS or op in ("Concat", "Div", "PRelu") or op in _NORMALIZATIONS:
+    if op in _BINARY_OPS or op in ("Concat", "Div", "PRelu", "Pow") or op in _NORMALIZATIONS:
         indices = tuple(index for index, value in enumerate(node.inputs) if value is not None)
     elif op == "Where":
         indices = (1, 2)
@@ -75,8 +85,16 @@ def unit_inputs(node: ir.Node) -> tuple[int, ...] | str:
         return f"its result is {'of an unknown type' if dtype is None else dtype.name.lower()}, not float32"
     if all(is_constant(node.inputs[index]) for index in indices) and op != "Gather":
         return "all its inputs are constant"
-    if op == "Div" and constant(argument(node, 1)) is None:
-        return "its divisor is computed"
+    for value in (node.inputs[index] for index in indices):
+        array = constant(value)
+        if array is None or value is None or not array.size:
+            continue
+        if not np.isfinite(array).all():
+            return f"its constant '{value.name}' holds values that are not finite"
+        if array.min() <= HIDDEN < 0 and op in ("Add", "Where", "Sub"):
+            return (
+                f"its constant '{value.name}' reaches {float(array.min()):.4g}: beside that no other value has a step"
+            )
     if op in _NORMALIZATIONS and any(constant(argument(node, index)) is None for index in indices[1:]):
         return "its scale is computed"
     return indices

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from optkit.graph import is_constant, is_unused
 
-from ._graph_operators import FIXED_RANGES, FLOAT_OPS, is_moving, unit_inputs
+from ._graph_operators import FIXED_RANGES, is_moving, unit_inputs
 from ._layers import CLAMP_OPS, LAYER_OPS, Layer, describe
 from ._regions import Plan, share_scales
 
@@ -22,7 +22,12 @@ STANDARD = ("", "ai.onnx")
 
 
 def plan_graph(
-    graph: ir.Graph, excluded: Mapping[ir.Node, str], *, floats: bool, separate: Collection[ir.Node] = ()
+    graph: ir.Graph,
+    excluded: Mapping[ir.Node, str],
+    *,
+    floats: bool,
+    separate: Collection[ir.Node] = (),
+    forced: Collection[ir.Node] = (),
 ) -> Plan:
     """Return the plan for a main graph; its ``glue`` are all the units that are no layers.
 
@@ -31,15 +36,16 @@ def plan_graph(
         excluded: Nodes that must stay float, and why.
         floats: Whether the target computes in float where that is better.
         separate: Relu and Clip nodes whose input is to be rounded too, since no quantizer does their work.
+        forced: Nodes that must not be computed in float.
     """
     plan = Plan()
     for node in graph:
         if node in excluded:
             plan.reasons[node] = excluded[node]
         elif node.domain in STANDARD and any(output.dtype in (None, ir.DataType.FLOAT) for output in node.outputs):
-            _classify(node, plan, floats=floats)
+            _classify(node, plan, floats=floats and node not in forced)
     if floats:
-        _settle(graph, plan, separate)
+        _settle(graph, plan, separate, forced)
     _collect(graph, plan, separate)
     _share(graph, plan)
     return plan
@@ -59,13 +65,7 @@ def fused_clamps(plan: Plan, separate: Collection[ir.Node] = ()) -> Iterator[ir.
 
 
 def _classify(node: ir.Node, plan: Plan, *, floats: bool) -> None:
-    found: Layer | tuple[int, ...] | str
-    if node.op_type in LAYER_OPS:
-        found = describe(node)
-    elif node.op_type in FLOAT_OPS and floats and not isinstance(unit_inputs(node), tuple):
-        found = "its results span too many orders of magnitude for integers"
-    else:
-        found = unit_inputs(node)
+    found = describe(node) if node.op_type in LAYER_OPS else unit_inputs(node, floats=floats)
     if isinstance(found, Layer):
         plan.layers[node] = found
     elif isinstance(found, str):
@@ -74,13 +74,13 @@ def _classify(node: ir.Node, plan: Plan, *, floats: bool) -> None:
         plan.glue[node] = found
 
 
-def _settle(graph: ir.Graph, plan: Plan, separate: Collection[ir.Node]) -> None:
+def _settle(graph: ir.Graph, plan: Plan, separate: Collection[ir.Node], forced: Collection[ir.Node]) -> None:
     """Drop units that only read what is computed in float, or that only float operators and the caller read."""
     changed = True
     while changed:
         changed = False
         fused = set(fused_clamps(plan, separate))
-        for node in [node for node in graph if node in plan.glue]:
+        for node in [node for node in graph if node in plan.glue and node not in forced]:
             reason = _objection(node, plan, fused)
             if reason:
                 del plan.glue[node]
@@ -93,18 +93,19 @@ def _objection(node: ir.Node, plan: Plan, fused: Collection[ir.Node]) -> str:
     values = [value for index in plan.glue[node] if (value := node.inputs[index]) is not None]
     computed = [value for value in values if not is_constant(value)]
     producers = [value.producer() for value in computed]
-    if computed and all(each is not None and not _is_unit(each, plan) for each in producers):
+    if computed and all(each is not None and not is_unit(each, plan) for each in producers):
         return "all that it reads is computed in float"
     if node in fused or not computed:
         return ""
-    if is_moving(node) and any(each is None or _is_unit(each, plan) for each in producers):
+    if is_moving(node) and any(each is None or is_unit(each, plan) for each in producers):
         return ""
-    if not any(_is_unit(use.node, plan) for output in node.outputs for use in output.uses()):
+    if not any(is_unit(use.node, plan) for output in node.outputs for use in output.uses()):
         return "its result is read in float only"
     return ""
 
 
-def _is_unit(node: ir.Node, plan: Plan) -> bool:
+def is_unit(node: ir.Node, plan: Plan) -> bool:
+    """Whether a node reads and returns integers."""
     return node in plan.layers or node in plan.glue
 
 
@@ -112,7 +113,7 @@ def _collect(graph: ir.Graph, plan: Plan, separate: Collection[ir.Node]) -> None
     """List the values to quantize: all that units read or return, but what only a fused clamp reads."""
     within = {node.inputs[0] for node in fused_clamps(plan, separate)}
     for node in graph:
-        if not _is_unit(node, plan):
+        if not is_unit(node, plan):
             continue
         indices = plan.layers[node].activations if node in plan.layers else plan.glue[node]
         for value in (node.inputs[index] for index in indices):

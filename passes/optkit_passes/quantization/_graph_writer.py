@@ -11,6 +11,7 @@ from optkit.graph import constant, is_constant, opset
 from optkit.quant.integers import Granularity, IntegerGrid, PerTensor, QuantParams, choose_qparams, integer_grid
 
 from ._formats import CONTRIB, WIDTHS_OPSET, Formats
+from ._graph_plan import is_unit
 from ._layers import CONVOLUTIONS, Layer
 from ._qdq import QdqWriter, WrittenLayer
 from ._regions import Plan
@@ -50,7 +51,7 @@ class Widths:
     def of_value(self, value: ir.Value, plan: Plan) -> IntegerGrid:
         """Return the integers that a computed or fed value is rounded to first."""
         producer = value.producer()
-        if producer is not None and (producer in plan.layers or producer in plan.glue):
+        if producer is not None and is_unit(producer, plan):
             return self.of_unit(producer)
         return self.wide if value in self.values else self.narrow
 
@@ -111,7 +112,7 @@ class GraphWriter(QdqWriter):
         scales = {
             node: regrid(self.params[value], self.widths.of_input(node, 0)).scale
             for node in self.plan.layers
-            if (value := node.inputs[0]) in self.params
+            if (value := node.inputs[0]) is not None and value in self.params
         }
         for value in self.plan.quantized:
             if is_constant(value):

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
+import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 
-from optkit.graph import is_constant, is_unused, opset
+from optkit.dataset.samples import Lazy, Samples
+from optkit.errors import InputError
+from optkit.graph import add_constant, constant, is_unused, names, opset, remove
 from optkit.pipeline import LOSSY, Context, Effect, Pass
-from optkit.quant.calibrate import observe
-from optkit.quant.integers import QuantParams, choose_qparams
+from optkit.quant.integers import IntegerGrid
+from optkit.quant.walk import spread_samples
 
 from ._bias import join_bias
-from ._clamps import clamps_alike, remove_clamp
+from ._clamps import remove_clamp
 from ._formats import Formats, choose_formats
-from ._graph_operators import FIXED_RANGES
-from ._graph_plan import fused_clamps, plan_graph
+from ._graph_calibrate import Calibration, calibrate
+from ._graph_masks import Masks, lift_masks
+from ._graph_widths import JUDGES, Choice, choose_widths, settled
 from ._graph_writer import GraphWriter, Widths
-from ._layers import CLAMP_OPS, LAYER_OPS
-from ._ranges import Method, RangeChoice, histogram_of
-from ._reconstruct import Reconstruction
-from ._regions import Plan
+from ._layers import CLAMP_OPS, LAYER_OPS, describe
+from ._ranges import Method, RangeChoice
+from ._reconstruct import Reconstruction, Rounding
 from .quantize_static import Observations
+
+HELD_OUT_SHARE = 4  # one calibration sample in so many is held out to measure on
+FEW = 8  # fewer samples are not divided
 
 
 class QuantizeGraph(Pass):
@@ -34,6 +41,12 @@ class QuantizeGraph(Pass):
         range_method: How an activation's range is read from what calibration saw, as for `quantize-static`.
         percentile: Per cent of the values that the ``percentile`` method keeps inside the range.
         momentum: That of the ``average`` method, over samples in their order; 1: their plain mean.
+        wide: Whether operators compute with 16-bit activations where it is ``measured`` that 8 cost the outputs too
+            much, or ``never``.
+        goal_db: SQNR in dB of the outputs, with the weights in float, up to which activations are widened.
+        wide_macs: Share of the multiply-accumulates of all layers that may become wide; other operators cost little.
+        rounding: How weights become integers: each to ``nearest``, or by ``gptq`` so that their errors cancel in the
+            layer's outputs on the calibration samples.
         bias_correction: Whether the mean error of each output channel, measured layer by layer on calibration samples,
             is taken off the layer's bias.
     """
@@ -45,6 +58,10 @@ class QuantizeGraph(Pass):
     range_method: Method = "minmax"
     percentile: float = Field(default=99.99, gt=50, le=100)
     momentum: float = Field(default=1.0, gt=0, le=1)
+    wide: Literal["measured", "never"] = "measured"
+    goal_db: float = 25.0
+    wide_macs: float = Field(default=0.25, ge=0, le=1)
+    rounding: Rounding = "nearest"
     bias_correction: bool = True
 
     def run(self, model: ir.Model, context: Context) -> None:
@@ -60,113 +77,128 @@ class QuantizeGraph(Pass):
             return
         for node in join_bias(model.graph):
             context.applied(node, "joined with the bias added to its result")
-        seen = Observations(counts=self.range_method not in ("minmax", "average"))
-        plan, params = self._calibrate(model, context, formats, seen)
-        for node, reason in plan.reasons.items():
+        for node in _transpose_constants(model):
+            context.applied(node, "reads a constant that was transposed beforehand")
+        self._quantize(model, context, formats, lift_masks(model, context, self.activation_bits))
+
+    def _quantize(self, model: ir.Model, context: Context, formats: Formats, masks: Masks) -> None:
+        ranges = RangeChoice(self.range_method, self.percentile)
+        wide = self._wide(context, formats)
+        found: Choice | None = None
+        samples = context.calibration
+        if self.wide == "measured" and wide != formats.activations and samples is not None and len(samples):
+            fitted, held = _split(samples)
+            first = calibrate(
+                model, context, fitted, self._observations(), masks, formats.activations, ranges, self.momentum
+            )
+            widths = Widths(formats.activations, wide)
+            found = choose_widths(
+                model, first.plan, first.params, widths, held, first.forced,
+                goal_db=self.goal_db, most_macs=self.wide_macs,
+            )  # fmt: skip
+        seen = self._observations()
+        final = calibrate(model, context, samples, seen, masks, formats.activations, ranges, self.momentum)
+        if seen.histograms and samples is not None and len(samples) == 1:
+            context.missed("calibration", "one sample only: ranges seen in it may be too narrow for others")
+        for node, reason in final.plan.reasons.items():
             context.missed(node, reason)
-        if not plan.quantized:
+        if not final.plan.quantized:
             return
-        self._write(model, context, formats, plan, params, seen)
+        choice = settled(final.plan, found or Choice(), final.forced)
+        if found is not None and found.narrow_db is not None and found.units:
+            what = f"all in 8 bits give {found.narrow_db:.1f} dB on held-out samples, weights in float; "
+            context.applied(
+                "activations", f"{what}{len(choice.units)} operators in 16 bits give {found.chosen_db:.1f} dB"
+            )
+        elif found is not None and found.narrow_db is not None and found.narrow_db < self.goal_db:
+            context.missed("activations", f"8 bits give {found.narrow_db:.1f} dB and no few wider operators help")
+        widths = Widths(formats.activations, wide if choice.units or choice.values else formats.activations)
+        self._write(model, context, formats, final, choice, choice.widths(widths), seen)
+
+    def _observations(self) -> Observations:
+        return Observations(counts=self.range_method not in ("minmax", "average"))
+
+    def _wide(self, context: Context, formats: Formats) -> IntegerGrid:
+        """Return the integers of wide activations; those of all others where the target has no wider ones."""
+        try:
+            return choose_formats(context.target, self.weight_bits, 16, 0).activations
+        except InputError:
+            return formats.activations
 
     def _write(
         self,
         model: ir.Model,
         context: Context,
         formats: Formats,
-        plan: Plan,
-        params: dict[ir.Value, QuantParams],
+        found: Calibration,
+        choice: Choice,
+        widths: Widths,
         seen: Observations,
     ) -> None:
+        plan = found.plan
         original = model.clone()
         twins = dict(zip(model.graph, original.graph, strict=True))
         constants = plan.constants()
-        widths = Widths(formats.activations, formats.activations)
         clamps = [node for node in plan.glue if node.op_type in CLAMP_OPS and node.inputs[0] not in plan.quantized]
-        written = GraphWriter(model, formats, plan, params, widths).write()
-        bits = formats.activations.bits
+        written = GraphWriter(model, formats, plan, found.params, widths).write()
+        texts = {node: _activations(node, widths, choice) for node in (*plan.layers, *plan.glue)}
         for layer, stored in written:
             widened = f", {stored.widened} of them widened so that the bias fits" if stored.widened else ""
             context.applied(
                 layer.node,
                 f"{stored.weight.size} weights in {stored.params.grid.bits} bits "
-                f"with {stored.params.scale.size} scales{widened}; activations in {bits} bits",
+                f"with {stored.params.scale.size} scales{widened}; {texts[layer.node]}",
             )
         for node in [*(node for node, layer in plan.layers.items() if layer.weight is None), *plan.glue]:
             if node in clamps and remove_clamp(node):
                 context.applied(node, f"removed: the quantizer of '{node.outputs[0].name}' clamps at the same bounds")
             else:
-                context.applied(node, f"activations in {bits} bits")
-        if written and self.bias_correction:
+                context.applied(node, texts[node])
+        if written and (self.rounding != "nearest" or self.bias_correction):
             largest = max((histogram.size for histogram in seen.histograms.values()), default=1)
             fit = Reconstruction(original, twins, model, context, largest=largest, pairs_saturate=False)
-            fit.run(written, "nearest", correct_bias=True)
+            fit.run(written, self.rounding, correct_bias=self.bias_correction)
         for value in constants:
             if is_unused(value):
                 model.graph.initializers.pop(value.name or "", None)
         model.metadata_props["onnx.infer"] = "onnxruntime.quant"  # as onnxruntime's own tool marks its models
 
-    def _calibrate(
-        self, model: ir.Model, context: Context, formats: Formats, seen: Observations
-    ) -> tuple[Plan, dict[ir.Value, QuantParams]]:
-        """Return the plan and the parameters; a node whose tensors calibration says nothing about stays float."""
-        excluded: dict[ir.Node, str] = {}
-        separate: set[ir.Node] = set()
-        while True:
-            plan = plan_graph(model.graph, excluded, floats=_has_floats(context), separate=separate)
-            self._observe(model, context, plan, seen)
-            useless = _useless(plan, seen)
-            if useless:
-                excluded |= useless
-                continue
-            ranges = RangeChoice(self.range_method, self.percentile)
-            params = ranges.params(
-                model, plan, seen.histograms, formats.activations, context.calibration or (), context.track
-            )
-            params |= _fixed(plan, params)
-            unlike = {node for node in fused_clamps(plan, separate) if not clamps_alike(node, params[node.outputs[0]])}
-            if not unlike:
-                break
-            separate |= unlike
-        if seen.histograms and context.calibration is not None and len(context.calibration) == 1:
-            context.missed("calibration", "one sample only: ranges seen in it may be too narrow for others")
-        return plan, params
 
-    def _observe(self, model: ir.Model, context: Context, plan: Plan, seen: Observations) -> None:
-        computed = [value for sources in plan.sources.values() for value in sources if not is_constant(value)]
-        wanted = dict.fromkeys(value.name or "" for value in computed if value.name not in seen.histograms)
-        if wanted:
-            found = observe(
-                model, wanted, context.calibration, counts=seen.counts, momentum=self.momentum, track=context.track
-            )
-            seen.histograms.update(found)
+def _activations(node: ir.Node, widths: Widths, choice: Choice) -> str:
+    """Return how wide a unit's activations are, and why."""
+    reason = choice.units.get(node)
+    return f"activations in {widths.of_unit(node).bits} bits" + (f": {reason}" if reason else "")
 
 
-def _has_floats(context: Context) -> bool:
-    """Whether the target computes in float."""
-    return context.target is None or not context.target.dtypes or "float32" in context.target.dtypes
+def _split(samples: Samples) -> tuple[Samples, Sequence[Mapping[str, np.ndarray]]]:
+    """Return the samples to read ranges from and those to measure on, the same where there are few."""
+    if len(samples) < FEW:
+        return samples, spread_samples(samples, JUDGES)
+    held = range(HELD_OUT_SHARE - 1, len(samples), HELD_OUT_SHARE)
+    fitted = [index for index in range(len(samples)) if index not in held]
+    return _pick(samples, fitted), spread_samples(_pick(samples, held), JUDGES)
 
 
-def _useless(plan: Plan, seen: Observations) -> dict[ir.Node, str]:
-    """Return the nodes around tensors that calibration says nothing about, and why they must stay float."""
-    found: dict[ir.Node, str] = {}
-    for value, sources in plan.sources.items():
-        histograms = [histogram_of(source, seen.histograms) for source in sources]
-        if is_constant(value) or not histograms or not all(each.low >= 0.0 >= each.high for each in histograms):
+def _pick(samples: Samples, indices: Sequence[int]) -> Samples:
+    """Return some of the samples, each read when it is asked for."""
+    items = Lazy(len(indices), lambda index: samples.items[indices[index]])
+    return Samples(items, samples.source, random=samples.random)
+
+
+def _transpose_constants(model: ir.Model) -> list[ir.Node]:
+    """Transpose the constant matrices that products read transposed: the weight of a unit must be a constant itself.
+
+    A table that is both embedding and output layer is stored twice: runtimes take one scale per table of rows.
+    """
+    taken, changed = names(model), []
+    for node in [node for node in model.graph if node.op_type == "MatMul" and node.domain in ("", "ai.onnx")]:
+        layer = describe(node)
+        matrix = None if isinstance(layer, str) or layer.transpose is None else constant(layer.stored)
+        if matrix is None or isinstance(layer, str) or layer.transpose is None:
             continue
-        what = "has no elements" if all(each.empty for each in histograms) else "is 0"
-        for node in (value.producer(), *(use.node for use in value.uses())):
-            if node is not None:
-                found[node] = f"tensor '{value.name}' {what} in every calibration sample"
-    return found
-
-
-def _fixed(plan: Plan, params: dict[ir.Value, QuantParams]) -> dict[ir.Value, QuantParams]:
-    """Return the parameters of values whose operator returns the same range whatever it reads."""
-    found = {}
-    for value, sources in plan.sources.items():
-        producers = [source.producer() for source in sources]
-        ranges = {FIXED_RANGES.get(each.op_type) if each is not None else None for each in producers}
-        bounds = ranges.pop() if len(ranges) == 1 else None
-        if bounds is not None:
-            found[value] = choose_qparams(*bounds, params[value].grid, name=value.name or "")
-    return found
+        transpose, name = layer.transpose, "" if layer.stored is None else layer.stored.name
+        turned = add_constant(model.graph, f"{name}_transposed", np.ascontiguousarray(matrix.T), taken)
+        node.replace_input_with(1, turned)
+        remove(transpose)
+        changed.append(node)
+    return changed
