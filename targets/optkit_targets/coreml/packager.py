@@ -23,6 +23,7 @@ from optkit_targets.coreml import program, toolkit
 from optkit_targets.coreml.executors import Interpreted
 from optkit_targets.coreml.legalize.keep_float32 import FLOAT_KEY
 from optkit_targets.coreml.placement import place
+from optkit_targets.coreml.readme import readme
 
 ENTRY, NETWORK = "model.mlpackage", "network/model.onnx"
 OLDEST, NEWEST = 15, 18  # iOS 15 brought ML Programs
@@ -49,6 +50,17 @@ class CoremlPackager(Packager):
         network = directory / NETWORK
         network.parent.mkdir()
         save(model, network)
+        text = readme(
+            model,
+            chip=target.summary,
+            entry=ENTRY,
+            deployment=deployment,
+            macos=MACOS[deployment],
+            half=half,
+            images={each.name for each in images},
+            labels=bool(labels),
+        )
+        (directory / "README.md").write_text(text, encoding="utf-8")
         files = sorted(path.relative_to(directory).as_posix() for path in package.rglob("*") if path.is_file())
         facts = (
             Fact(target.name, "made by", toolkit.name()),
