@@ -8,8 +8,8 @@ import onnx_ir as ir
 
 from optkit.graph import bodies, constant, static_shape
 from optkit.target import Target
-from optkit_targets.qnn.operators import DOMAINS, OPERATORS, Operator
-from optkit_targets.qnn.units import DEQUANTIZE, QUANTIZE, Unit, dtype, unit_at
+from optkit_targets.qnn.operators import DOMAINS, OLD_FLOATS, OLD_WITHOUT, OLD_WITHOUT_16, OPERATORS
+from optkit_targets.qnn.units import DEQUANTIZE, INTEGERS_16, QUANTIZE, dtype, unit_at
 
 Constraint = Callable[[ir.Node, ir.Model, Target], str]
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
@@ -90,14 +90,28 @@ def constraint_rank(node: ir.Node, model: ir.Model, target: Target) -> str:
 
 def constraint_floats(node: ir.Node, model: ir.Model, target: Target) -> str:
     """Floats need an HTP that computes in fp16, from architecture 69 on."""
-    arch = int(target.options.get("htp_arch", FLOAT_ARCH))
+    if architecture(target) >= FLOAT_ARCH or node.op_type in (QUANTIZE, DEQUANTIZE, *OLD_FLOATS):
+        return ""
     unit = unit_at(node, model)
-    if arch >= FLOAT_ARCH or (unit.quantized and unit.quantize):
+    outside = [unit.input_type(index) for index in range(len(node.inputs))]
+    outside += [unit.output_type(index) for index in range(len(node.outputs))]
+    floats = FLOATS.intersection(kind for kind in outside if kind is not None)
+    data = floats if not unit.quantized else FLOATS.intersection([unit.input_type(0), unit.output_type(0)])
+    return f"architecture {architecture(target)}" if data else ""
+
+
+def constraint_architecture(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """The operator, in its number of bits, must be one that the architecture has."""
+    if architecture(target) >= FLOAT_ARCH:
         return ""
-    if node.op_type in (QUANTIZE, DEQUANTIZE):
-        return ""
-    inside = [dtype(value) for value in _values(node)]
-    return f"architecture {arch}" if any(kind in FLOATS for kind in inside) else ""
+    wide = unit_at(node, model).input_type(0) in INTEGERS_16
+    lacking = node.op_type in OLD_WITHOUT or (wide and node.op_type in OLD_WITHOUT_16)
+    return f"{architecture(target)} has no {node.op_type}{' of 16 bits' if wide else ''}" if lacking else ""
+
+
+def architecture(target: Target) -> int:
+    """Return the Hexagon architecture's number; a target that names none is taken to compute in floats."""
+    return int(target.options.get("htp_arch", FLOAT_ARCH))
 
 
 def constraint_grid(node: ir.Node, model: ir.Model, target: Target) -> str:
@@ -128,6 +142,7 @@ GENERAL: tuple[Constraint, ...] = (
     constraint_types,
     constraint_rank,
     constraint_floats,
+    constraint_architecture,
     constraint_grid,
     constraint_dequantize,
 )
@@ -149,6 +164,7 @@ def _listed(types: frozenset[ir.DataType]) -> str:
     return ", ".join(sorted(kind.name.lower() for kind in types)) or "none"
 
 
-def row_of(unit: Unit) -> Operator | None:
-    """Return the table's row for a unit's operator."""
-    return OPERATORS.get(unit.node.op_type)
+def attribute(node: ir.Node, name: str, default: str, taken: Sequence[str]) -> str:
+    """Return a string attribute with its value where it is none of those taken."""
+    given = node.attributes.get_string(name, default)
+    return "" if given in taken else f"{name} = {given}"

@@ -22,6 +22,8 @@ _NAMES = {
     "i8": ir.DataType.INT8,
     "u16": ir.DataType.UINT16,
     "i16": ir.DataType.INT16,
+    "u4": ir.DataType.UINT4,
+    "i4": ir.DataType.INT4,
 }
 
 # operator | element types | ranks | element types in a QDQ unit | ranks | rule of its unit
@@ -38,7 +40,7 @@ Asin                 | -                        | 0-4 | u8 i8 u16     | 0-4 | un
 Atan                 | f32 f16                  | 0-4 | u8 i8 u16     | 0-4 | unary
 Attention            | f32 f16                  | 3-4 |               |     |
 AveragePool          | f32 f16                  | 3-5 | u8 i8 u16     | 3-5 | unary
-BatchNormalization   | f32 f16                  | 2-4 | u8 i8         | 2-4 | batch normalization
+BatchNormalization   | f32 f16                  | 2-4 | u8 u16        | 2-4 | batch normalization
 Bernoulli            | f32 f16                  | 0-4 |               |     |
 Cast                 | f32 f16 i16 i32 i64 u8 u32 b | 0-5 |           |     |
 CastLike             | f32 f16 i32 i64 u8 u32 b | 0-5 |               |     |
@@ -50,7 +52,7 @@ ConvTranspose        | f32 f16                  | 3-5 | u8 i8 u16 i16 | 3-5 | co
 Cos                  | f32 f16                  | 0-4 | u8 i8 u16     | 0-4 | unary
 CumSum               | f32 f16 i32 i64          | 1-4 | u8 u16        | 1-4 | unary
 DepthToSpace         | f32 f16                  | 4-4 | u8 i8 u16     | 4-4 | unary
-DequantizeLinear     | u8 i8 u16 i16            | 0-5 |               |     |
+DequantizeLinear     | u8 i8 u16 i16 u4 i4      | 0-5 |               |     |
 Div                  | f32 f16 i32 i64          | 0-5 | u8 i8 u16 i16 | 0-5 | binary
 Einsum               | f32 f16                  | 0-5 | u8 i8 u16     | 0-5 | optional output
 Elu                  | f32 f16                  | 0-4 | u8 i8 u16 i16 | 0-4 | unary
@@ -61,7 +63,7 @@ Expand               | f32 f16 i32 i64 u32 b    | 0-5 | u8 i8 u16     | 0-5 | mo
 Flatten              | f32 f16 i32 i64 u32 u8 b | 1-5 | u8 i8 u16 i16 | 1-5 | moves
 Floor                | f32 f16                  | 0-4 | u8 i8 u16     | 0-4 | unary
 FusedMatMul          | f32 f16                  | 1-5 |               |     |
-GRU                  | f32 f16                  | 3-4 | u8 u16        | 3-4 | recurrent
+GRU                  | f32 f16                  | 3-4 | u8 i8 u16     | 3-4 | recurrent
 Gather               | f32 f16 i32 i64 u32 b    | 1-5 | u8 i8 u16 i16 | 1-5 | moves
 GatherElements       | f32 f16 i32 i64 b        | 1-5 | u8 u16        | 1-5 | moves
 GatherND             | f32 f16 i32              | 1-5 |               |     |
@@ -75,7 +77,7 @@ GridSample           | f32 f16                  | 4-5 | u8 i8 u16     | 4-5 | bi
 HardSigmoid          | f32 f16                  | 0-4 | u8 u16        | 0-5 | unary
 HardSwish            | f32 f16                  | 0-4 | u8 i8 u16     | 0-4 | unary
 Identity             | f32 f16 i32 i64 u32 b    | 0-5 |               |     |
-InstanceNormalization | f32 f16                 | 3-4 | u8 i8 u16     | 3-4 | normalization
+InstanceNormalization | f32 f16                 | 3-4 | u8 u16        | 3-4 | normalization
 IsNaN                | f32 f16                  | 0-5 |               |     |
 LRN                  | f32 f16                  | 3-4 | u8 i8 u16     | 3-4 | unary
 LSTM                 | f32 f16                  | 3-4 |               |     |
@@ -107,7 +109,7 @@ QLinearConv          | u8 i8                    | 3-5 |               |     |
 QLinearMatMul        | u8 i8                    | 1-5 |               |     |
 QuantizeLinear       | f32 f16                  | 0-5 |               |     |
 QuickGelu            | f32 f16                  | 0-5 |               |     |
-RMSNormalization     | f32 f16                  | 1-4 | u8 i8 u16     | 1-4 | rms
+RMSNormalization     | f32 f16                  | 1-4 | u8 u16        | 1-4 | rms
 RandomNormalLike     | f32 f16                  | 0-4 |               |     |
 RandomUniformLike    | f32 f16                  | 0-4 |               |     |
 Reciprocal           | f32 f16                  | 0-5 | u8 i8 u16 i16 | 0-5 | optional output
@@ -130,7 +132,7 @@ ScatterND            | f32 f16 i32 i64 u32 b    | 1-5 |               |     |
 Selu                 | f32 f16                  | 0-4 |               |     |
 Sigmoid              | f32 f16                  | 0-5 | u8 i8 u16 i16 | 0-5 | unary
 Sign                 | f32 f16                  | 0-4 | u8 i8 u16     | 0-4 | unary
-SimplifiedLayerNormalization | f32 f16          | 1-4 | u8 i8         | 1-4 | rms
+SimplifiedLayerNormalization | f32 f16          | 1-4 | u8            | 1-4 | rms
 Sin                  | f32 f16                  | 0-4 | u8 i8 u16     | 0-4 | unary
 Slice                | f32 f16 i32 i64 u8 b     | 1-5 | u8 i8 u16 i16 | 1-5 | unary
 Softmax              | f32 f16                  | 1-5 | u8 i8 u16 i16 | 1-5 | unary
@@ -202,3 +204,28 @@ DOMAINS = {
     ),
     "ai.onnx.ml": frozenset({"ArrayFeatureExtractor"}),
 }
+
+# What an HTP before architecture 69, which has no fp16, takes nevertheless: operators that only move float32, and some
+# that the provider composes itself. What it lacks beyond floats: whole operators, and units of 16 bits.
+OLD_FLOATS = frozenset(
+    [
+        "Cast",
+        "CastLike",
+        "Flatten",
+        "Identity",
+        "IsNaN",
+        "OneHot",
+        "QLinearConv",
+        "QLinearMatMul",
+        "RandomNormalLike",
+        "RandomUniformLike",
+        "Reciprocal",
+        "Reshape",
+        "Squeeze",
+        "Tan",
+        "Transpose",
+        "Unsqueeze",
+    ]
+)
+OLD_WITHOUT = frozenset({"GRU", "Mod", "ReduceL2"})
+OLD_WITHOUT_16 = frozenset({"LayerNormalization", "TopK"})

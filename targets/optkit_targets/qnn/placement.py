@@ -16,7 +16,7 @@ from optkit_targets.qnn.constraints import GENERAL, violation
 from optkit_targets.qnn.operator_constraints import specific
 from optkit_targets.qnn.partition import is_convex, partitions
 from optkit_targets.qnn.shapes import with_shapes
-from optkit_targets.qnn.units import DEQUANTIZE, INTEGERS_16, QUANTIZE, Unit, dtype, incomplete, producer, units
+from optkit_targets.qnn.units import DEQUANTIZE, INTEGERS_16, QUANTIZE, Unit, dtype, homes, incomplete, producer, units
 
 NPU, CPU = "npu", "cpu"
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
@@ -55,12 +55,7 @@ def place(model: ir.Model, target: Target) -> list[Placement]:
     found = units(shaped)
     reasons = {index: _refusal(unit, shaped, target) for index, unit in enumerate(found)}
     _by_partition(found, reasons)
-    home: dict[ir.Node, int] = {}
-    for index, unit in enumerate(found):
-        for node in unit.nodes:
-            # Of the units that share a DQ node, one that the NPU takes decides.
-            if node not in home or reasons[home[node]]:
-                home[node] = index
+    home = homes(found)
     return [
         _placement(node, found[home[node]], reasons[home[node]])
         if node in home
@@ -78,7 +73,7 @@ def dependencies(found: list[Unit], *, captures: bool = True) -> nx.DiGraph[int]
         found: The units.
         captures: Whether what the body of an If or Loop reads from around it counts as read by the node.
     """
-    home = {node: index for index, unit in enumerate(found) for node in unit.nodes}
+    home = homes(found)
     shared = {node for unit in found for node in unit.dequantize}
     graph: nx.DiGraph[int] = nx.DiGraph()
     graph.add_nodes_from(range(len(found)))

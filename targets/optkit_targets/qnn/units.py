@@ -7,7 +7,7 @@ unit, and every node outside a unit stands alone, computing in float.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,11 +72,27 @@ def unit_at(node: ir.Node, model: ir.Model) -> Unit:
 def units(model: ir.Model) -> list[Unit]:
     """Return the units of the main graph, in its order; every node is in at least one.
 
-    A DQ node that feeds several operators is in the unit of each; the provider duplicates it.
+    A DQ node that several operators read is in the unit of each: onnxruntime duplicates it. The node itself stays with
+    its first reader, and stands alone where that one is in no unit.
     """
     found = {node: unit for node in model.graph if (unit := _unit(node, model)) is not None}
-    taken = {member for unit in found.values() for member in unit.nodes}
+    first: dict[ir.Node, ir.Node] = {}
+    for node in model.graph:
+        for source in map(producer, node.inputs):
+            if source is not None:
+                first.setdefault(source, node)
+    taken = {member for unit in found.values() for member in (unit.node, *unit.folded, *unit.quantize)}
+    taken |= {source for source, reader in first.items() if reader in found and source in found[reader].dequantize}
     return [found.get(node) or Unit(node) for node in model.graph if node in found or node not in taken]
+
+
+def homes(found: Sequence[Unit]) -> dict[ir.Node, int]:
+    """Return the index of the unit that decides about each node: of a shared DQ node, the first that reads it."""
+    home = {unit.node: index for index, unit in enumerate(found)}
+    for index, unit in enumerate(found):
+        for node in unit.nodes:
+            home.setdefault(node, index)
+    return home
 
 
 def producer(value: ir.Value | None) -> ir.Node | None:
@@ -89,6 +105,12 @@ def dtype(value: ir.Value | None) -> ir.DataType | None:
     if value is None:
         return None
     return value.dtype if value.dtype is not None else value.const_value.dtype if value.const_value else None
+
+
+def stored(value: ir.Value | None) -> np.ndarray | None:
+    """Return the array that a constant is stored as, integers where it is dequantized; None where it is computed."""
+    source = producer(value)
+    return constant(source.inputs[0] if source is not None and source.op_type == DEQUANTIZE else value)
 
 
 def incomplete(node: ir.Node, model: ir.Model) -> str:
@@ -229,47 +251,21 @@ def _moves(unit: Unit) -> bool:
     return _scalar_scale(unit.quantize[0]) is not None and _same_scale(unit)
 
 
-def _pair_of_types(unit: Unit) -> bool:
-    """The output has the input's type, or 8 bits after 16."""
-    into, out = _types(unit)[0][0], _types(unit)[1][0]
-    narrowed = into in INTEGERS_16 and out in INTEGERS_8 and _scalar_scale(unit.quantize[0]) is not None
-    return into == out or narrowed
-
-
 def _signs_agree(unit: Unit) -> bool:
     into = _types(unit)[0]
     return into[0] != ir.DataType.INT8 or into[1] == into[0]
 
 
-def _weight_only(unit: Unit) -> bool:
-    """Float activations, and a constant weight with one scale per channel."""
-    if len(unit.dequantize) != 1 or unit.quantize or producer(argument(unit.node, 1)) is not unit.dequantize[0]:
-        return False
-    source = unit.dequantize[0]
-    scale = source.inputs[1].shape if source.inputs[1] is not None else None
-    return (
-        _sole_reader(source) is unit.node
-        and constant(source.inputs[0]) is not None
-        and scale is not None
-        and len(scale) == 1
-        and scale[0] != 1
-    )
-
-
 def _conv(unit: Unit) -> bool:
-    if _weight_only(unit):
-        return True
     fed = [producer(argument(unit.node, index)) for index in (0, 1)]
-    if any(source not in unit.dequantize for source in fed) or not _complete(unit, len(unit.dequantize)):
+    if any(source not in unit.dequantize for source in fed) or not _ends_alike(unit, len(unit.dequantize)):
         return False
     into = _types(unit)[0]
-    return _pair_of_types(unit) and _signs_agree(unit) and (len(into) < 3 or into[2] == ir.DataType.INT32)
+    return _signs_agree(unit) and (len(into) < 3 or into[2] == ir.DataType.INT32)
 
 
 def _matmul(unit: Unit) -> bool:
-    if _weight_only(unit):
-        return True
-    return _complete(unit, 2) and _signs_agree(unit) and _pair_of_types(unit)
+    return _ends_alike(unit, 2) and _signs_agree(unit)
 
 
 def _gemm(unit: Unit) -> bool:
@@ -361,8 +357,3 @@ _RULES: dict[str, Callable[[Unit], bool]] = {
     "top-k": _top_k,
     "recurrent": _recurrent,
 }
-
-
-def members(found: Sequence[Unit]) -> Iterator[tuple[ir.Node, Unit]]:
-    """Return every node with each unit that it is part of."""
-    return ((node, unit) for unit in found for node in unit.nodes)
