@@ -4,8 +4,8 @@
 
 Needs torch 2.13, torchvision 0.28 and timm 1.0.31, which nothing else of the project does. AI Hub publishes the time of
 a whole network only; which layers it is made of follows from its architecture, which these libraries hold. Each is
-exported at AI Hub's input size, cleaned up by the passes that begin every pipeline of an NPU, and described by
-`optkit.cost.work.describe`; equal layers are counted. Constants and activations are numbers of elements.
+exported at AI Hub's input size, cleaned up, and described by `optkit.cost.work.describe`; equal layers are counted.
+Constants and activations are numbers of elements.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from optkit.cost.work import describe
 from optkit.model.loading import load
 from optkit.pipeline import Context, Pipeline
 from optkit.plugins import pass_class
-from optkit.target import load_target
 
 COLUMNS = "model,op,kind,macs,operations,weights,inputs,outputs,m,n,k,count"
+CLEANUP = (
+    "eliminate-no-ops", "fold-constants", "collapse-transposes", "collapse-reshapes", "fold-pad", "fold-batch-norm",
+    "simplify-activations", "fold-constants", "eliminate-duplicates", "eliminate-dead-code",
+)  # fmt: skip
 # AI Hub's name, where its architecture lies, and the input: what aihub_model_macs.csv names, or r3d and its like of
 # torchvision.models.video with 16 frames.
 NETWORKS: dict[str, tuple[str, str, tuple[int, ...]]] = {
@@ -66,10 +69,8 @@ def export(network: str, folder: Path) -> Path:
 
 def layers(network: str, path: Path) -> list[list[Any]]:
     """Return one network's layers as rows of the table."""
-    target = load_target("snapdragon-8gen3-npu")
     model = load(path)
-    passes = [pass_class(spec.pass_).model_validate(spec.options) for spec in target.cleanup]
-    Pipeline(passes).run(model, Context(target=target))
+    Pipeline([pass_class(name)() for name in CLEANUP]).run(model, Context())
     rows: Counter[tuple[Any, ...]] = Counter()
     for work in describe(model):
         if work.unpriced:
