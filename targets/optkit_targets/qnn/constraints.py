@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from optkit.graph import bodies, constant, static_shape
 from optkit.target import Target
-from optkit_targets.qnn.operators import DOMAINS, OLD_FLOATS, OLD_WITHOUT, OLD_WITHOUT_16, OPERATORS
+from optkit_targets.qnn.operators import DOMAINS, OLD_FLOATS, OLD_MOVES, OLD_WITHOUT, OLD_WITHOUT_16, OPERATORS
 from optkit_targets.qnn.units import DEQUANTIZE, INTEGERS_16, QUANTIZE, dtype, unit_at
 
 Constraint = Callable[[ir.Node, ir.Model, Target], str]
@@ -95,9 +95,10 @@ def constraint_floats(node: ir.Node, model: ir.Model, target: Target) -> str:
     unit = unit_at(node, model)
     outside = [unit.input_type(index) for index in range(len(node.inputs))]
     outside += [unit.output_type(index) for index in range(len(node.outputs))]
-    floats = FLOATS.intersection(kind for kind in outside if kind is not None)
-    data = floats if not unit.quantized else FLOATS.intersection([unit.input_type(0), unit.output_type(0)])
-    return f"architecture {architecture(target)}" if data else ""
+    if unit.quantized:
+        outside = [unit.input_type(0), unit.output_type(0)]
+    refused = {ir.DataType.FLOAT16} if node.op_type in OLD_MOVES else FLOATS
+    return f"architecture {architecture(target)}" if any(kind in refused for kind in outside) else ""
 
 
 def constraint_architecture(node: ir.Node, model: ir.Model, target: Target) -> str:

@@ -111,6 +111,11 @@ def constraint_pad_rank(node: ir.Node, model: ir.Model, target: Target) -> str:
     return f"{mode} in {rank} dimensions" if rank > allowed else ""
 
 
+def constraint_mod(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """A remainder has the divisor's sign."""
+    return "fmod = 1" if node.attributes.get_int("fmod", 0) else ""
+
+
 def constraint_one_hot(node: ir.Node, model: ir.Model, target: Target) -> str:
     """The depth and the two values must be constant, and the values no int64."""
     for value in node.inputs[1:]:

@@ -13,11 +13,11 @@ from optkit_targets.qnn.units import DEQUANTIZE, INTEGERS_8, INTEGERS_16, dtype,
 
 
 def constraint_weights_16(node: ir.Node, model: ir.Model, target: Target) -> str:
-    """Weights of 16 bits need architecture 69."""
+    """Constant weights of 16 bits need architecture 69."""
     unit = unit_at(node, model)
     weight = unit.input_type(1)
-    old = architecture(target) < FLOAT_ARCH and unit.quantized and weight in INTEGERS_16
-    return f"{weight.name.lower()} on {architecture(target)}" if old and weight is not None else ""
+    old = architecture(target) < FLOAT_ARCH and unit.quantized and stored(node.inputs[1]) is not None
+    return f"{weight.name.lower()} on {architecture(target)}" if old and weight in INTEGERS_16 and weight else ""
 
 
 def constraint_conv_3d(node: ir.Node, model: ir.Model, target: Target) -> str:

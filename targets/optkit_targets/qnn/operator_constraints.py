@@ -87,6 +87,7 @@ BY_OPERATOR: dict[str, tuple[Constraint, ...]] = {
     "Mean": (data.constraint_operands,),
     "MaxPool": (layers.constraint_pool,),
     "Min": (data.constraint_operands, data.constraint_extremum),
+    "Mod": (data.constraint_mod,),
     "OneHot": (data.constraint_one_hot,),
     "Pow": (data.constraint_pow,),
     "RoiAlign": (layers.constraint_roi_align,),

@@ -206,26 +206,12 @@ DOMAINS = {
 }
 
 # What an HTP before architecture 69, which has no fp16, takes nevertheless: operators that only move float32, and some
-# that the provider composes itself. What it lacks beyond floats: whole operators, and units of 16 bits.
+# that the provider composes itself. What it lacks beyond floats: whole operators, and one of them in 16 bits.
+OLD_MOVES = frozenset(
+    {"Cast", "CastLike", "Flatten", "Identity", "OneHot", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+)
 OLD_FLOATS = frozenset(
-    [
-        "Cast",
-        "CastLike",
-        "Flatten",
-        "Identity",
-        "IsNaN",
-        "OneHot",
-        "QLinearConv",
-        "QLinearMatMul",
-        "RandomNormalLike",
-        "RandomUniformLike",
-        "Reciprocal",
-        "Reshape",
-        "Squeeze",
-        "Tan",
-        "Transpose",
-        "Unsqueeze",
-    ]
+    {"IsNaN", "QLinearConv", "QLinearMatMul", "RandomNormalLike", "RandomUniformLike", "Reciprocal", "Tan"}
 )
 OLD_WITHOUT = frozenset({"GRU", "Mod", "ReduceL2"})
-OLD_WITHOUT_16 = frozenset({"LayerNormalization", "TopK"})
+OLD_WITHOUT_16 = frozenset({"LayerNormalization"})
