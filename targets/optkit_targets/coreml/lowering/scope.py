@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ NARROWED = {
     "uint16": "int32",
 }
 
+MAX_RANK = 5  # axes of a MIL tensor
+
 
 class CannotLower(Exception):  # noqa: N818  # a refusal with its reason, not an error
     """A node has a form that MIL, or the deployment target, does not have."""
@@ -32,12 +34,12 @@ class Scope:
     """The MIL program being written.
 
     Attributes:
-        mb: coremltools' builder.
+        mb: coremltools' builder, every operation named.
         deployment: The number in the deployment target: 15 for iOS 15, 18 for iOS 18.
     """
 
     def __init__(self, deployment: int) -> None:
-        self.mb = toolkit.builder()
+        self.mb = Names(self)
         self.deployment = deployment
         self._variables: dict[ir.Value, Any] = {}
         self._taken: set[str] = set()
@@ -99,8 +101,14 @@ class Scope:
         return unique
 
     def bind(self, node: ir.Node, results: Any) -> None:
-        """Let what a lowering returned stand for the node's outputs."""
+        """Let what a lowering returned stand for the node's outputs.
+
+        Raises:
+            CannotLower: A result has more axes than a MIL tensor, or no elements.
+        """
         produced = results if isinstance(results, (list, tuple)) else (results,)
+        for result in produced:
+            check_shape(result)
         for value, result in zip(node.outputs, produced, strict=False):
             self._variables[value] = result
 
@@ -112,6 +120,40 @@ class Scope:
         """Return a list of integers among a node's attributes."""
         found = node.attributes.get(attribute)
         return list(found.as_ints()) if found is not None else None if default is None else list(default)
+
+
+class Names:
+    """coremltools' builder, which names what has no name by its operation.
+
+    Its own count of names goes on over all programs of a process, so that the second package of a model would have
+    other bytes than the first.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._builder = toolkit.builder()
+
+    def __getattr__(self, operation: str) -> Callable[..., Any]:
+        function = getattr(self._builder, operation)
+
+        def write(**inputs: Any) -> Any:
+            if "name" not in inputs:
+                inputs["name"] = self._scope.name(operation)
+            return function(**inputs)
+
+        return write
+
+
+def check_shape(variable: Any) -> None:
+    """Refuse what MIL has no tensors for.
+
+    Raises:
+        CannotLower: More than 5 axes, or none of its elements.
+    """
+    if len(variable.shape) > MAX_RANK:
+        raise CannotLower(f"a result has {len(variable.shape)} axes: MIL tensors have at most {MAX_RANK}")
+    if any(dim == 0 for dim in variable.shape):
+        raise CannotLower("a result has no elements: MIL has no empty tensors")
 
 
 def identifier(name: str) -> str:

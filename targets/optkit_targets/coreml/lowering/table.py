@@ -20,7 +20,20 @@ Lowering = Callable[[Scope, ir.Node], Any]
 """Writes a node with ``scope.mb`` and returns its MIL result, or one for each output; raises CannotLower."""
 
 GROUP = "optkit.lowerings"
-FAMILIES = ("activation", "convolution", "elementwise")
+FAMILIES = (
+    "activation",
+    "attention",
+    "contraction",
+    "control",
+    "convolution",
+    "elementwise",
+    "indexing",
+    "recurrent",
+    "reduction",
+    "resizing",
+    "shaping",
+    "slicing",
+)
 _TABLE: dict[str, Lowering] = {}
 
 

@@ -1,0 +1,189 @@
+"""Operators that change the shape, the order of elements or how often they appear, and no value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from optkit_targets.coreml.lowering.forms import (
+    attribute_or_input,
+    axes_of,
+    axis_of,
+    broadcast,
+    check_filled,
+    check_rank,
+    dims,
+    known,
+    label,
+    required,
+    reshaped,
+    setting,
+    transposed,
+    volume,
+)
+from optkit_targets.coreml.lowering.scope import CannotLower, Scope
+from optkit_targets.coreml.lowering.table import lowers
+
+
+@lowers("Reshape")
+def reshape(scope: Scope, node: ir.Node) -> Any:
+    """Write a reshape: 0 copies a dimension (unless ``allowzero``), -1 takes what is left."""
+    data = scope.input(node, 0)
+    shape, own = required(attribute_or_input(scope, node, "shape", 1), "shape"), dims(data)
+    if not node.attributes.get_int("allowzero", 0):
+        shape = [own[axis] if size == 0 else size for axis, size in enumerate(shape)]
+    check_filled(shape)
+    if -1 in shape:
+        shape[shape.index(-1)] = volume(own) // -volume(shape)
+    return reshaped(scope, data, shape, name=label(scope, node))
+
+
+@lowers("Flatten")
+def flatten(scope: Scope, node: ir.Node) -> Any:
+    """Write a matrix: the axes before ``axis`` by those from it on."""
+    data = scope.input(node, 0)
+    own = dims(data)
+    axis = node.attributes.get_int("axis", 1)
+    axis += len(own) if axis < 0 else 0
+    return reshaped(scope, data, [volume(own[:axis]), volume(own[axis:])], name=label(scope, node))
+
+
+@lowers("Squeeze")
+def squeeze(scope: Scope, node: ir.Node) -> Any:
+    """Write a tensor without some axes of length 1, or without any."""
+    data = scope.input(node, 0)
+    own, axes = dims(data), attribute_or_input(scope, node, "axes", 1)
+    gone = [axis for axis, size in enumerate(own) if size == 1] if axes is None else axes_of(axes, len(own))
+    return scope.mb.squeeze(x=data, axes=gone, name=label(scope, node)) if gone else data
+
+
+@lowers("Unsqueeze")
+def unsqueeze(scope: Scope, node: ir.Node) -> Any:
+    """Write a tensor with new axes of length 1, counted in the result."""
+    data = scope.input(node, 0)
+    axes = required(attribute_or_input(scope, node, "axes", 1), "axes")
+    rank = len(dims(data)) + len(axes)
+    check_rank(rank)
+    return scope.mb.expand_dims(x=data, axes=axes_of(axes, rank), name=label(scope, node)) if axes else data
+
+
+@lowers("Transpose")
+def transpose(scope: Scope, node: ir.Node) -> Any:
+    """Write a tensor with its axes in another order, reversed by default."""
+    data = scope.input(node, 0)
+    perm = scope.ints(node, "perm") or list(range(len(dims(data))))[::-1]
+    return transposed(scope, data, perm, name=label(scope, node))
+
+
+@lowers("Expand")
+def expand(scope: Scope, node: ir.Node) -> Any:
+    """Write a tensor repeated along axes of length 1; both shapes broadcast."""
+    data = scope.input(node, 0)
+    shape = np.broadcast_shapes(dims(data), tuple(required(setting(scope, node, 1, "shape"), "shape")))
+    check_rank(len(shape))
+    check_filled(shape)
+    return broadcast(scope, data, shape)
+
+
+@lowers("Tile")
+def tile(scope: Scope, node: ir.Node) -> Any:
+    """Write a tensor repeated along its axes."""
+    data = scope.input(node, 0)
+    if len(node.inputs) > 2:
+        raise CannotLower("Tile of opset 1 repeats one axis: raise the opset to 6 or later")
+    repeats = required(setting(scope, node, 1, "repeats"), "repeats")
+    check_filled(repeats)
+    return scope.mb.tile(x=data, reps=repeats, name=label(scope, node)) if set(repeats) - {1} else data
+
+
+@lowers("DepthToSpace")
+def depth_to_space(scope: Scope, node: ir.Node) -> Any:
+    """Write blocks of channels as space: ``DCR`` has the block's axes before the channels, ``CRD`` behind them."""
+    size, order = node.attributes.get_int("blocksize", 0), node.attributes.get_string("mode", "DCR")
+    data, name = scope.input(node, 0), label(scope, node)
+    if order == "CRD":
+        return scope.mb.pixel_shuffle(x=data, upscale_factor=size, name=name)
+    return scope.mb.depth_to_space(x=data, block_size=size, name=name)
+
+
+@lowers("SpaceToDepth")
+def space_to_depth(scope: Scope, node: ir.Node) -> Any:
+    """Write blocks of space as channels."""
+    size = node.attributes.get_int("blocksize", 0)
+    data, name = scope.input(node, 0), label(scope, node)
+    if node.attributes.get_string("mode", "DCR") == "CRD":
+        return _space_to_depth_by_channel(scope, data, size)
+    return scope.mb.space_to_depth(x=data, block_size=size, name=name)
+
+
+def _space_to_depth_by_channel(scope: Scope, data: Any, size: int) -> Any:
+    """Return ``CRD``: MIL's form, then block and channel change places."""
+    count, channels, height, width = dims(data)
+    blocks = scope.mb.space_to_depth(x=data, block_size=size)
+    split = reshaped(scope, blocks, [count, size * size, channels, height // size, width // size])
+    shape = [count, channels * size * size, height // size, width // size]
+    return reshaped(scope, transposed(scope, split, [0, 2, 1, 3, 4]), shape)
+
+
+@lowers("Shape")
+def shape(scope: Scope, node: ir.Node) -> Any:
+    """Write the shape, which is constant here."""
+    own = dims(scope.input(node, 0))
+    found = own[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(own))]
+    check_filled([len(found)])
+    return scope.const(np.array(found, np.int32), node.name or "shape")
+
+
+@lowers("Size")
+def size(scope: Scope, node: ir.Node) -> Any:
+    """Write the number of elements, which is constant here."""
+    return scope.const(np.array(volume(dims(scope.input(node, 0))), np.int32), node.name or "size")
+
+
+@lowers("ConstantOfShape")
+def constant_of_shape(scope: Scope, node: ir.Node) -> Any:
+    """Write a tensor of one value."""
+    wanted = required(setting(scope, node, 0, "shape"), "shape")
+    check_filled(wanted)
+    given = node.attributes.get("value")
+    value = np.zeros(1, np.float32) if given is None else given.as_tensor().numpy()
+    return scope.const(np.full(wanted, value.ravel()[0]), node.name or "fill")
+
+
+@lowers("EyeLike")
+def eye_like(scope: Scope, node: ir.Node) -> Any:
+    """Write a diagonal of ones, which is constant here."""
+    rows, columns = dims(scope.input(node, 0))
+    given = node.outputs[0].dtype or (node.inputs[0] and node.inputs[0].dtype) or ir.DataType.FLOAT
+    diagonal = np.eye(rows, columns, node.attributes.get_int("k", 0), dtype=given.numpy())
+    return scope.const(diagonal, node.name or "eye")
+
+
+@lowers("Range")
+def range_(scope: Scope, node: ir.Node) -> Any:
+    """Write a sequence of numbers with constant ends."""
+    ends = [known(scope, node, index) for index in range(3)]
+    if any(end is None for end in ends):
+        raise CannotLower("its ends are computed at run time, so that its length is not static")
+    start, limit, step = (np.asarray(end).ravel()[0] for end in ends)
+    values = np.arange(start, limit, step, dtype=np.asarray(ends[0]).dtype)
+    check_filled(values.shape)
+    return scope.const(values, node.name or "range")
+
+
+def concatenated(scope: Scope, values: list[Any], axis: int, **name: str) -> Any:
+    """Return values side by side along an axis; one alone is itself."""
+    return values[0] if len(values) == 1 else scope.mb.concat(values=values, axis=axis, **name)
+
+
+@lowers("Concat")
+def concat(scope: Scope, node: ir.Node) -> Any:
+    """Write tensors side by side; constants without elements add nothing."""
+    arrays = [scope.constant(node, index) for index in range(len(node.inputs))]
+    filled = [index for index, array in enumerate(arrays) if array is None or array.size]
+    check_filled([len(filled)])
+    values = [scope.input(node, index) for index in filled]
+    rank = len(dims(values[0]))
+    return concatenated(scope, values, axis_of(node.attributes.get_int("axis", 0), rank), name=label(scope, node))
