@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from optkit.quant.palette import LUT_BITS_KEY
 from optkit_targets.coreml.lowering.scope import Scope
 
 Lowering = Callable[[Scope, ir.Node], Any]
@@ -23,17 +24,25 @@ GROUP = "optkit.lowerings"
 FAMILIES = (
     "activation",
     "attention",
+    "comparison",
     "contraction",
     "control",
     "convolution",
     "elementwise",
     "indexing",
+    "normalization",
+    "palettes",
+    "pooling",
+    "product",
+    "quantization",
     "recurrent",
     "reduction",
     "resizing",
     "shaping",
     "slicing",
 )
+# Keys of the nodes that expand a palettized weight: they carry LUT_BITS_KEY, and stand for one constant.
+PALETTE, PALETTE_INDEX = "optkit::Palette", "optkit::PaletteIndex"
 _TABLE: dict[str, Lowering] = {}
 
 
@@ -63,6 +72,8 @@ def table() -> dict[str, Lowering]:
 
 def operator(node: ir.Node) -> str:
     """Return the key of a node's operator in the table."""
+    if LUT_BITS_KEY in node.metadata_props:
+        return PALETTE if node.op_type == "Gather" else PALETTE_INDEX
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
 
 
