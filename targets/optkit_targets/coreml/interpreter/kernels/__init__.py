@@ -1,0 +1,1 @@
+"""Kernels of MIL's operators, one family a file."""
