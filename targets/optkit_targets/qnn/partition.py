@@ -69,11 +69,10 @@ class Worth:
 
     @property
     def reason(self) -> str:
-        """Why the island runs on the CPU, with the numbers."""
+        """Why an island would be done sooner on the CPU, with the numbers."""
         return (
-            f"an island given back to the CPU: crossing with {self.crossing_bytes:,} bytes costs "
-            f"{_micro(self.crossing_seconds)} and its work {_micro(self.npu_seconds)} there, "
-            f"{_micro(self.cpu_seconds)} on the CPU"
+            f"an island: {self.crossing_bytes:,} bytes cross for {_micro(self.crossing_seconds)}, and its work takes "
+            f"{_micro(self.npu_seconds)} on the NPU, {_micro(self.cpu_seconds)} on the CPU"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import networkx as nx
@@ -13,8 +14,9 @@ from optkit.package.contract import Placement
 from optkit.target import Target
 from optkit_targets.qnn import runtime
 from optkit_targets.qnn.constraints import GENERAL, violation
+from optkit_targets.qnn.islands import plan
 from optkit_targets.qnn.operator_constraints import specific
-from optkit_targets.qnn.partition import is_convex, partitions
+from optkit_targets.qnn.partition import Worth, is_convex, partitions
 from optkit_targets.qnn.shapes import with_shapes
 from optkit_targets.qnn.units import DEQUANTIZE, INTEGERS_16, QUANTIZE, Unit, dtype, homes, incomplete, producer, units
 
@@ -56,8 +58,10 @@ def place(model: ir.Model, target: Target) -> list[Placement]:
     reasons = {index: _refusal(unit, shaped, target) for index, unit in enumerate(found)}
     _by_partition(found, reasons)
     home = homes(found)
+    taken = {index for index, reason in reasons.items() if not reason}
+    islands = plan(shaped, found, dependencies(found), taken, target).islands
     return [
-        _placement(node, found[home[node]], reasons[home[node]])
+        _placement(node, found[home[node]], reasons[home[node]], islands.get(home[node]))
         if node in home
         else _on_cpu(node, violation(node, shaped, target, GENERAL))
         for node in shaped.graph.all_nodes()
@@ -117,9 +121,14 @@ def disagreements(model: ir.Model, target: Target) -> list[Disagreement]:
     return compare(place(model, target), runtime.assignment(model, target))
 
 
-def compare(placements: list[Placement], assigned: dict[str, str]) -> list[Disagreement]:
+def devices(assigned: Mapping[str, str]) -> dict[str, str]:
+    """Return the device of each node by its own name, from the provider of each as onnxruntime names it."""
+    return {RENAMED.sub("", name): NPU if provider == runtime.NPU else CPU for name, provider in assigned.items()}
+
+
+def compare(placements: list[Placement], assigned: Mapping[str, str]) -> list[Disagreement]:
     """Return where placements and an assignment by node name differ."""
-    actual = {RENAMED.sub("", name): NPU if provider == runtime.NPU else CPU for name, provider in assigned.items()}
+    actual = devices(assigned)
     return [
         Disagreement(place.node, place.op_type, place.device, actual[place.node])
         for place in placements
@@ -133,16 +142,16 @@ def _refusal(unit: Unit, model: ir.Model, target: Target) -> str:
     return violation(unit.node, model, target, specific(unit.node))
 
 
-def _placement(node: ir.Node, unit: Unit, refused: str) -> Placement:
+def _placement(node: ir.Node, unit: Unit, refused: str, island: Worth | None) -> Placement:
     if refused:
         return _on_cpu(
             node, refused if node is unit.node else f"part of {unit.node.op_type} '{unit.node.name}': {refused}"
         )
     precision, reason = _precision(unit)
     if node is not unit.node:
-        return Placement(
-            node.name or "", node.op_type, NPU, "-", True, f"part of {unit.node.op_type} '{unit.node.name}'"
-        )
+        precision, reason = "-", f"part of {unit.node.op_type} '{unit.node.name}'"
+    if island is not None:
+        reason = f"{reason}; {island.reason}"
     return Placement(node.name or "", node.op_type, NPU, precision, True, reason)
 
 
