@@ -148,6 +148,11 @@ class GraphWriter(QdqWriter):
             first = self.graph[0]  # equal constants are one, whoever reads them first
             use.node.replace_input_with(use.idx, self._stored(value.name or "", array, params, first))
 
+    def _params(self, name: str, params: QuantParams, *, omit_zero: bool) -> list[ir.Value]:
+        """Return scale and zero point, also where all are 0: HTP misreads 4-bit weights without one."""
+        del omit_zero
+        return super()._params(name, params, omit_zero=False)
+
     def _node(self, op_type: str, *arguments: object, **options: object) -> ir.Value:
         output = super()._node(op_type, *arguments, **options)  # type: ignore[arg-type]
         producer = output.producer()

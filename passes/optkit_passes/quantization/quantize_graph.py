@@ -18,7 +18,7 @@ from optkit.quant.walk import spread_samples
 
 from ._bias import join_bias
 from ._clamps import remove_clamp
-from ._formats import Formats, choose_formats
+from ._formats import OLDEST_OPSET, Formats, choose_formats
 from ._graph_calibrate import Calibration, calibrate
 from ._graph_masks import Masks, lift_masks
 from ._graph_widths import JUDGES, Choice, choose_widths, settled
@@ -70,10 +70,9 @@ class QuantizeGraph(Pass):
         for node in model.graph.all_nodes():
             if node.graph is not model.graph and node.op_type in LAYER_OPS and node.domain == "":
                 context.missed(node, "inside the body of a control-flow node, where activations cannot be observed")
-        objection = formats.objection(opset(model), context.target)
-        if objection:
+        if opset(model) < OLDEST_OPSET:
             for node in (node for node in model.graph if node.op_type in LAYER_OPS and node.domain == ""):
-                context.missed(node, objection)
+                context.missed(node, f"opset {opset(model)}: one scale per channel needs opset {OLDEST_OPSET}")
             return
         for node in join_bias(model.graph):
             context.applied(node, "joined with the bias added to its result")
