@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -171,7 +170,6 @@ def execute(operation: Operation, kernel: Kernel, read: Read, deployment: int) -
         found = tuple(read(binding) for binding in bindings)
         arguments[kernel.parameters[parameter]] = found if parameter in VARIADIC else found[0]
     try:
-        inspect.signature(kernel.function).bind(**arguments)
         made = kernel.function(**arguments)
     except (ValueError, IndexError, TypeError, KeyError, InputError) as error:
         what = f"the operation '{operation.where}' ({operation.type}) cannot be computed: {error}"

@@ -119,7 +119,7 @@ def scatter_along_axis(
 ) -> Array:
     """Return ``data`` with elements of ``updates`` put, or added and so on, at ``indices`` along ``axis``."""
     result = data.copy()
-    index = list(np.indices(indices.shape, sparse=True))
+    index: list[Array] = list(np.indices(indices.shape, sparse=True))
     index[int(axis) % data.ndim] = checked(indices, data.shape[int(axis)], deployment)
     MODES[mode](result, tuple(index), updates)
     return result

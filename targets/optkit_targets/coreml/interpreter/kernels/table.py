@@ -1,9 +1,9 @@
 """The table of kernels: which function computes which operator of MIL.
 
 A kernel takes the operator's parameters, by MIL's names, as NumPy arrays, strings, and tuples of arrays where a
-parameter has several, and returns the result, or a tuple of results. It computes in float32 what the program computes in
-float16: the interpreter widens what it reads and rounds what it returns to the type that the program declares, once per
-operation.
+parameter has several, and returns the result, or a tuple of results. It computes in float32 what the program computes
+in float16: the interpreter widens what it reads and rounds what it returns to the type that the program declares, once
+per operation.
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ FAMILIES = (
     "pooling",
     "products",
     "quantization",
+    "recurrence",
     "reductions",
+    "sampling",
     "selection",
     "spatial",
+    "suppression",
+    "warping",
 )
 VARIADIC = frozenset({"values", "ref_tensors", "begins", "ends", "end_masks", "loop_vars"})
 """Parameters that take several arguments, and are a tuple even where there is one."""
