@@ -17,7 +17,8 @@ MOST_AXES = 5
 class ReduceRank(Pass):
     """Write ``Transpose``, ``MatMul`` and operators element by element with more than five axes between reshapes.
 
-    HTP takes no tensor of six axes. A transpose loses the axes of size 1, and those that stay side by side become one:
+    HTP takes no tensor of six axes; the provider itself merges only a Reshape, Transpose and Reshape that have an axis
+    of size 1. A transpose loses the axes of size 1, and those that stay side by side become one:
     ``[1, C, r, r, H, W]``, a pixel shuffle as exporters write it, is one of five. A product's batch axes become one,
     and where all shapes are equal the axes do not matter at all. The reshapes merge with those before and behind them
     (collapse-reshapes), which leaves no value of six axes.
