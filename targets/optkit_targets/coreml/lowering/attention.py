@@ -37,13 +37,15 @@ def attention(scope: Scope, node: ir.Node) -> Any:
     scale = node.attributes.get_float("scale", 1 / math.sqrt(dims(query)[-1]))
     softcap = node.attributes.get_float("softcap", 0.0)
     shown = len(node.outputs) > 3
+    mode = node.attributes.get_int("qk_matmul_output_mode", SCORES) if shown else SCORES
     if scope.deployment >= NATIVE and not softcap and not shown:
         result, scores = _native(scope, query, key, value, bias, scale), None
     else:
-        mode = node.attributes.get_int("qk_matmul_output_mode", 0) if shown else SCORES
         result, scores = _written_out(scope, query, key, value, bias, scale, softcap, mode)
     if empty_rows:  # a row without any key is zero, not the mean of the values
-        result = scope.mb.mul(x=result, y=_alive(scope, bias))
+        alive = _alive(scope, bias)
+        result = scope.mb.mul(x=result, y=alive)
+        scores = scope.mb.mul(x=scores, y=alive) if shown and mode == WEIGHTS else scores
     if flat:
         batch, count, length, size = dims(result)
         result = reshaped(scope, transposed(scope, result, [0, 2, 1, 3]), [batch, length, count * size])

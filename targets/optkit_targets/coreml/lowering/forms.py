@@ -192,6 +192,11 @@ def counted(scope: Scope, indices: Any, size: int | np.ndarray) -> Any:
     return scope.mb.select(cond=scope.mb.less(x=indices, y=np.int32(0)), a=behind, b=indices)
 
 
+def empty(scope: Scope, like: Any, shape: Sequence[int]) -> Any:
+    """Return a constant without elements, which Concat leaves out and no program may hold."""
+    return scope.mb.const(val=np.zeros(shape, toolkit.mil().types.nptype_from_builtin(like.dtype)))
+
+
 def volume(shape: Sequence[int]) -> int:
     """Return the number of elements."""
     return math.prod(shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,19 @@ MAX_RANK = 5  # axes of a MIL tensor
 
 class CannotLower(Exception):  # noqa: N818  # a refusal with its reason, not an error
     """A node has a form that MIL, or the deployment target, does not have."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A tensor with more axes than MIL has, held in fewer: the same elements in the same order.
+
+    Attributes:
+        value: A MIL variable.
+        shape: The shape it stands for.
+    """
+
+    value: Any
+    shape: tuple[int, ...]
 
 
 class Scope:
@@ -61,7 +75,18 @@ class Scope:
         return None if value is None else self.variable(value)
 
     def variable(self, value: ir.Value) -> Any:
-        """Return what stands for a value; a constant is written where it is first read."""
+        """Return what stands for a value; a constant is written where it is first read.
+
+        Raises:
+            CannotLower: Nothing does, or it has too many axes.
+        """
+        found = self.held(value)
+        if isinstance(found, Folded):
+            raise too_many_axes(len(found.shape))
+        return found
+
+    def held(self, value: ir.Value) -> Any:
+        """Return the same, or, for a value of more axes than MIL's tensors have, how it is held."""
         if value not in self._variables:
             array = constant(value)
             if array is None:
@@ -144,15 +169,22 @@ class Names:
         return write
 
 
+def too_many_axes(rank: int) -> CannotLower:
+    """Return the refusal of a tensor with more axes than MIL has."""
+    return CannotLower(f"a result has {rank} axes: MIL tensors have at most {MAX_RANK}")
+
+
 def check_shape(variable: Any) -> None:
     """Refuse what MIL has no tensors for.
 
     Raises:
-        CannotLower: More than 5 axes, or none of its elements.
+        CannotLower: More than 5 axes, or no elements. Constants without any may be: who reads them leaves them out.
     """
+    if isinstance(variable, Folded):
+        return
     if len(variable.shape) > MAX_RANK:
-        raise CannotLower(f"a result has {len(variable.shape)} axes: MIL tensors have at most {MAX_RANK}")
-    if any(dim == 0 for dim in variable.shape):
+        raise too_many_axes(len(variable.shape))
+    if variable.val is None and any(dim == 0 for dim in variable.shape):
         raise CannotLower("a result has no elements: MIL has no empty tensors")
 
 

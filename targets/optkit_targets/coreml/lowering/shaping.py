@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from optkit.graph import argument
 from optkit_targets.coreml.lowering.forms import (
     attribute_or_input,
     axes_of,
@@ -23,21 +26,35 @@ from optkit_targets.coreml.lowering.forms import (
     transposed,
     volume,
 )
-from optkit_targets.coreml.lowering.scope import CannotLower, Scope
+from optkit_targets.coreml.lowering.scope import MAX_RANK, CannotLower, Folded, Scope
 from optkit_targets.coreml.lowering.table import lowers
 
 
 @lowers("Reshape")
 def reshape(scope: Scope, node: ir.Node) -> Any:
     """Write a reshape: 0 copies a dimension (unless ``allowzero``), -1 takes what is left."""
-    data = scope.input(node, 0)
-    shape, own = required(attribute_or_input(scope, node, "shape", 1), "shape"), dims(data)
+    data = _held(scope, node)
+    shape, own = required(attribute_or_input(scope, node, "shape", 1), "shape"), data.shape
     if not node.attributes.get_int("allowzero", 0):
         shape = [own[axis] if size == 0 else size for axis, size in enumerate(shape)]
-    check_filled(shape)
     if -1 in shape:
-        shape[shape.index(-1)] = volume(own) // -volume(shape)
-    return reshaped(scope, data, shape, name=label(scope, node))
+        rest = volume([size for size in shape if size != -1])
+        shape[shape.index(-1)] = volume(own) // max(rest, 1)
+    return _unfolded(scope, data.value, shape, label(scope, node))
+
+
+def _held(scope: Scope, node: ir.Node) -> Folded:
+    """Return a node's first input, of however many axes."""
+    value = argument(node, 0)
+    found = scope.input(node, 0) if value is None else scope.held(value)
+    return found if isinstance(found, Folded) else Folded(found, dims(found))
+
+
+def _unfolded(scope: Scope, value: Any, shape: Sequence[int], name: str) -> Any:
+    """Return a variable in a shape, or what holds it where MIL has no such shape."""
+    if len(shape) > MAX_RANK:
+        return Folded(value, tuple(shape))
+    return reshaped(scope, value, shape, name=name)
 
 
 @lowers("Flatten")
@@ -53,28 +70,71 @@ def flatten(scope: Scope, node: ir.Node) -> Any:
 @lowers("Squeeze")
 def squeeze(scope: Scope, node: ir.Node) -> Any:
     """Write a tensor without some axes of length 1, or without any."""
-    data = scope.input(node, 0)
-    own, axes = dims(data), attribute_or_input(scope, node, "axes", 1)
+    data = _held(scope, node)
+    own, axes = data.shape, attribute_or_input(scope, node, "axes", 1)
     gone = [axis for axis, size in enumerate(own) if size == 1] if axes is None else axes_of(axes, len(own))
-    return scope.mb.squeeze(x=data, axes=gone, name=label(scope, node)) if gone else data
+    if len(own) > MAX_RANK:
+        left = [size for axis, size in enumerate(own) if axis not in gone]
+        return _unfolded(scope, data.value, left, label(scope, node))
+    return scope.mb.squeeze(x=data.value, axes=gone, name=label(scope, node)) if gone else data.value
 
 
 @lowers("Unsqueeze")
 def unsqueeze(scope: Scope, node: ir.Node) -> Any:
     """Write a tensor with new axes of length 1, counted in the result."""
-    data = scope.input(node, 0)
+    data = _held(scope, node)
     axes = required(attribute_or_input(scope, node, "axes", 1), "axes")
-    rank = len(dims(data)) + len(axes)
-    check_rank(rank)
-    return scope.mb.expand_dims(x=data, axes=axes_of(axes, rank), name=label(scope, node)) if axes else data
+    rank = len(data.shape) + len(axes)
+    if rank > MAX_RANK:
+        rest, new = iter(data.shape), axes_of(axes, rank)
+        return Folded(data.value, tuple(1 if axis in new else next(rest) for axis in range(rank)))
+    return scope.mb.expand_dims(x=data.value, axes=axes_of(axes, rank), name=label(scope, node)) if axes else data.value
 
 
 @lowers("Transpose")
 def transpose(scope: Scope, node: ir.Node) -> Any:
-    """Write a tensor with its axes in another order, reversed by default."""
-    data = scope.input(node, 0)
-    perm = scope.ints(node, "perm") or list(range(len(dims(data))))[::-1]
-    return transposed(scope, data, perm, name=label(scope, node))
+    """Write a tensor with its axes in another order, reversed by default; more axes than MIL has, joined."""
+    data = _held(scope, node)
+    perm = scope.ints(node, "perm") or list(range(len(data.shape)))[::-1]
+    if len(perm) <= MAX_RANK:
+        return transposed(scope, data.value, perm, name=label(scope, node))
+    value, shape = data.value, list(data.shape)
+    for order in moves(shape, perm):
+        groups = joined(shape, order)
+        sizes = [volume([shape[axis] for axis in group]) for group in sorted(groups)]
+        place = {group: index for index, group in enumerate(sorted(groups))}
+        value = transposed(scope, reshaped(scope, value, sizes), [place[group] for group in groups])
+        shape = [shape[axis] for axis in order]
+    return Folded(value, tuple(shape))
+
+
+def joined(shape: Sequence[int], perm: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the axes of a transpose's result, those that stay neighbours in one, those of length 1 with any."""
+    groups: list[tuple[int, ...]] = []
+    filled = [axis for axis in range(len(shape)) if shape[axis] != 1]
+    follower = dict(pairwise(filled))
+    for axis in perm:
+        if shape[axis] == 1:
+            continue
+        if groups and follower.get(groups[-1][-1]) == axis:
+            groups[-1] = (*groups[-1], axis)
+        else:
+            groups.append((axis,))
+    return groups or [(0,)]
+
+
+def moves(shape: Sequence[int], perm: Sequence[int]) -> list[list[int]]:
+    """Return transposes one after the other that make one, each of at most 5 joined axes."""
+    if len(joined(shape, perm)) <= MAX_RANK:
+        return [list(perm)]
+    steps, now = [], list(range(len(perm)))
+    for place, axis in enumerate(perm):
+        at = now.index(axis)
+        if at != place:  # [before, between, axis, after] becomes [before, axis, between, after]
+            step = [*range(place), at, *range(place, at), *range(at + 1, len(now))]
+            steps.append(step)
+            now = [now[index] for index in step]
+    return steps
 
 
 @lowers("Expand")
@@ -181,7 +241,7 @@ def concatenated(scope: Scope, values: list[Any], axis: int, **name: str) -> Any
 @lowers("Concat")
 def concat(scope: Scope, node: ir.Node) -> Any:
     """Write tensors side by side; constants without elements add nothing."""
-    arrays = [scope.constant(node, index) for index in range(len(node.inputs))]
+    arrays = [known(scope, node, index) for index in range(len(node.inputs))]
     filled = [index for index, array in enumerate(arrays) if array is None or array.size]
     check_filled([len(filled)])
     values = [scope.input(node, index) for index in filled]

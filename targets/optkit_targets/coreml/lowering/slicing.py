@@ -18,6 +18,7 @@ from optkit_targets.coreml.lowering.forms import (
     check_filled,
     dims,
     dtype,
+    empty,
     is_float,
     known,
     label,
@@ -55,12 +56,12 @@ def slice_(scope: Scope, node: ir.Node) -> Any:
 def sliced(scope: Scope, data: Any, slices: Sequence[slice], **name: str) -> Any:
     """Return ``data[slices]``; all of it is itself.
 
-    Raises:
-        CannotLower: Nothing is left.
+    An empty one is a constant.
     """
     own = dims(data)
     spans = [range(*part.indices(size)) for part, size in zip(slices, own, strict=True)]
-    check_filled([len(span) for span in spans])
+    if not all(spans):
+        return empty(scope, data, [len(span) for span in spans])
     if spans == [range(size) for size in own]:
         return data
     return scope.mb.slice_by_index(
@@ -102,14 +103,15 @@ def split(scope: Scope, node: ir.Node) -> Any:
     axis = axis_of(node.attributes.get_int("axis", 0), len(dims(data)))
     sizes = attribute_or_input(scope, node, "split", 1)
     if sizes is None:
-        length, parts = dims(data)[axis], node.attributes.get_int("num_outputs", len(node.outputs))
-        size = -(-length // parts)
-        sizes = [size] * (parts - 1) + [length - size * (parts - 1)]
-    if min(sizes) < 1:
-        raise CannotLower("one of its parts has no elements: MIL has no empty tensors")
-    if len(sizes) == 1:
-        return data
-    return scope.mb.split(x=data, split_sizes=sizes, axis=axis, name=label(scope, node))
+        length, count = dims(data)[axis], node.attributes.get_int("num_outputs", len(node.outputs))
+        size = -(-length // count)
+        sizes = [size] * (count - 1) + [length - size * (count - 1)]
+    filled, own = [size for size in sizes if size], list(dims(data))
+    if len(filled) < 2:
+        parts = [data]
+    else:
+        parts = list(scope.mb.split(x=data, split_sizes=filled, axis=axis, name=label(scope, node)))
+    return [parts.pop(0) if size else empty(scope, data, [*own[:axis], 0, *own[axis + 1 :]]) for size in sizes]
 
 
 @lowers("Pad")
