@@ -16,7 +16,7 @@ from optkit.graph import is_constant, is_unused
 
 from ._graph_operators import FIXED_RANGES, is_moving, unit_inputs
 from ._layers import CLAMP_OPS, LAYER_OPS, Layer, describe
-from ._regions import Plan, share_scales
+from ._regions import Plan, may_be_float, share_scales
 
 STANDARD = ("", "ai.onnx")
 
@@ -42,7 +42,7 @@ def plan_graph(
     for node in graph:
         if node in excluded:
             plan.reasons[node] = excluded[node]
-        elif node.domain in STANDARD and any(output.dtype in (None, ir.DataType.FLOAT) for output in node.outputs):
+        elif node.domain in STANDARD and any(may_be_float(value) for value in node.outputs):
             _classify(node, plan, floats=floats and node not in forced)
     if floats:
         _settle(graph, plan, separate, forced)

@@ -82,7 +82,7 @@ def plan_regions(graph: ir.Graph, excluded: Mapping[ir.Node, str]) -> Plan:
     for node in graph:
         if node.domain not in ("", "ai.onnx") or node.op_type not in LAYER_OPS | GLUE_OPS:
             continue
-        if node.op_type in GLUE_OPS and not _may_be_float(node.outputs[0]):
+        if node.op_type in GLUE_OPS and not may_be_float(node.outputs[0]):
             continue
         found: Layer | tuple[int, ...] | str
         if node in excluded:
@@ -105,7 +105,8 @@ def plan_regions(graph: ir.Graph, excluded: Mapping[ir.Node, str]) -> Plan:
     return plan
 
 
-def _may_be_float(value: ir.Value) -> bool:
+def may_be_float(value: ir.Value) -> bool:
+    """Whether a value holds floats, or is of a type that nobody knows."""
     return value.dtype is None or value.dtype.is_floating_point()
 
 
