@@ -43,7 +43,7 @@ class CoremlPackager(Packager):
             MissingDependencyError: coremltools is not installed.
         """
         deployment, made = _lowered(model, deployments(target))
-        half = model.metadata_props.get(FLOAT_KEY) != "float32"
+        half = _halved(model)
         images = [program.ImageInput.parse(text) for text in target.options.get("image", ())]
         labels = read_labels(target.options.get("class_labels"))
         package = program.save(made, deployment, directory / ENTRY, half=half, images=images, class_labels=labels)
@@ -65,7 +65,7 @@ class CoremlPackager(Packager):
         facts = (
             Fact(target.name, "made by", toolkit.name()),
             Fact(target.name, "needs", f"iOS {deployment}, {MACOS[deployment]}"),
-            Fact(target.name, "computes floats in", "float16" if half else "float32"),
+            Fact(target.name, "computes floats in", _floats(model, half=half)),
         )
         return Artifact(directory, ENTRY, tuple(files), {}, facts=facts, network=NETWORK)
 
@@ -91,6 +91,13 @@ class CoremlPackager(Packager):
         return place(model, target)
 
 
+def _floats(model: ir.Model, *, half: bool) -> str:
+    if half:
+        return "float16"
+    kinds = {value.dtype.name for node in model.graph for value in node.outputs if value.dtype is not None}
+    return " and ".join(name for key, name in (("FLOAT16", "float16"), ("FLOAT", "float32")) if key in kinds) or "none"
+
+
 MACOS = {15: "macOS 12", 16: "macOS 13", 17: "macOS 14", 18: "macOS 15"}
 
 
@@ -109,6 +116,12 @@ def deployments(target: Target) -> range:
         known = ", ".join(f"iOS{number}" for number in range(OLDEST, NEWEST + 1))
         raise InputError(f"no deployment target '{wanted}'", hint=f"known: {known}")
     return range(number, number + 1)
+
+
+def _halved(model: ir.Model) -> bool:
+    """Whether coremltools is to turn every float into float16: not where the passes decided on types themselves."""
+    typed = any(value.dtype == ir.DataType.FLOAT16 for node in model.graph for value in node.outputs)
+    return not typed and model.metadata_props.get(FLOAT_KEY) != "float32"
 
 
 def _lowered(model: ir.Model, tried: Iterable[int]) -> tuple[int, Any]:
