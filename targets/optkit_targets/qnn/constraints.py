@@ -41,7 +41,8 @@ def constraint_opset(node: ir.Node, model: ir.Model, target: Target) -> str:
 
 def constraint_operator(node: ir.Node, model: ir.Model, target: Target) -> str:
     """HTP must have a form of the operator."""
-    return "" if node.op_type in OPERATORS else f"{node.op_type} has none"
+    row = OPERATORS.get(node.op_type)
+    return "" if row is not None and (row.types or row.unit_types) else f"{node.op_type} has none"
 
 
 def constraint_static_shapes(node: ir.Node, model: ir.Model, target: Target) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import cache
 
 import networkx as nx
 import onnx_ir as ir
@@ -53,7 +54,7 @@ def plan(
         taken: The units that the NPU takes.
         target: The target; its option ``host`` names the CPU's own target, ``crossing_seconds`` the cost of a crossing.
     """
-    host = load_target(str(target.options.get("host", HOST)))
+    host = _host(str(target.options.get("host", HOST)))
     works = describe_static(model)
     npu, cpu = _seconds(works, found, target, floats="float16"), _seconds(works, found, host, floats="float32")
     start = float(target.options.get("crossing_seconds", CROSSING_SECONDS))
@@ -66,6 +67,11 @@ def plan(
 
     kept, islands = without_islands(graph, taken, worth)
     return Plan(tuple(frozenset(members) for members in kept), islands)
+
+
+@cache
+def _host(name: str) -> Target:
+    return load_target(name)
 
 
 def _seconds(works: Sequence[Work], found: Sequence[Unit], target: Target, floats: str) -> list[float]:
