@@ -44,6 +44,7 @@ class RoundingTrial:
         samples: Sequence[Mapping[str, np.ndarray]],
     ) -> None:
         self.samples = samples
+        self.runs = 0
         self._feeds: dict[Place, list[tuple[Feed, Feed]]] = {}
         copy = model.clone()
         copy.opset_imports.setdefault(CONTRIB, 1)
@@ -67,18 +68,20 @@ class RoundingTrial:
         """Every place, those of layers last."""
         return list(self._feeds)
 
-    def error(self, narrow: Collection[Place]) -> float:
+    def error(self, narrow: Collection[Place], judges: int | None = None) -> float:
         """Return the squared error of the outputs relative to their squares, the mean over outputs.
 
         Args:
             narrow: The places where values are rounded to narrow integers; at all others they are rounded to wide ones.
+            judges: Use this many samples; None: all.
         """
         fed: Feed = {}
         for place, feeds in self._feeds.items():
             for small, large in feeds:
                 fed |= small if place in narrow else large
         errors = powers = np.zeros(len(self._goals[0]))
-        for sample, goal in zip(self.samples, self._goals, strict=True):
+        for sample, goal in list(zip(self.samples, self._goals, strict=True))[:judges]:
+            self.runs += 1
             outputs = _floats(self._session.run({**sample, **fed}))
             errors = errors + [np.square(a - b).sum() for a, b in zip(outputs, goal, strict=True)]
             powers = powers + [np.square(b).sum() for b in goal]

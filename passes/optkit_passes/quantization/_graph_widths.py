@@ -23,7 +23,9 @@ from ._layers import Layer
 from ._regions import Plan
 
 JUDGES = 8  # samples to measure on, at most
-RUNS = 800  # runs of the model, at most, about: fewer samples are used where there are many places
+RUNS = 800  # runs of the model that measuring single places may take, and the steps after it
+WORK = 4e11  # multiply-accumulates that these runs may take: about 20 seconds on two cores
+CANDIDATES = 64  # groups that are considered in one step, those with the largest errors
 LEAST_GAIN = 0.03  # of what a step may take off the error, so much must be expected, and a third of it measured
 
 
@@ -77,35 +79,49 @@ def choose_widths(
     state = _closed(plan, forced)
     if not np.isfinite(goal_db) or not plan.quantized:
         return state
-    places = len(plan.groups) + len(plan.layers)
-    judges = samples[: int(np.clip(RUNS // max(places, 1), 1, JUDGES))]
-    trial = RoundingTrial(model, plan, params, widths, judges)
+    trial = RoundingTrial(model, plan, params, widths, samples[:JUDGES])
     goal = 10 ** (-goal_db / 10)
     error = trial.error(_narrow(plan, trial.places, state))
-    state.narrow_db = state.chosen_db = _decibels(error)
+    state.narrow_db = state.chosen_db = narrow_db = _decibels(error)
     if error <= goal:
         return state
-    floor = trial.error(())
-    single = {place: max(trial.error({place}) - floor, 0.0) for place in trial.places}
     costs = {node: _macs(layer) for node, layer in plan.layers.items()}
-    budget = most_macs * sum(costs.values())
+    total = max(sum(costs.values()), 1.0)
+    runs = min(RUNS, WORK / total)
+    floor, single = _singles(plan, trial, runs)
     tried: set[tuple[ir.Value, bool]] = set()
-    while error > goal:
-        steps = [
-            step for step in _steps(plan, trial, state, single, costs, budget) if (step.group, step.full) not in tried
-        ]
-        steps = [step for step in steps if step.gain >= LEAST_GAIN * (error - floor)]
+    while error > goal and trial.runs < 2 * runs:
+        steps = _steps(plan, trial, state, single, costs, most_macs * total)
+        steps = [s for s in steps if s.gain >= LEAST_GAIN * (error - floor) and (s.group, s.full) not in tried]
         if not steps:
             break
-        best = max(steps, key=lambda step: step.gain / (0.01 + step.cost / max(sum(costs.values()), 1.0)))
+        best = max(steps, key=lambda step: step.gain / (0.01 + step.cost / total))
         tried.add((best.group, best.full))
         found = trial.error(_narrow(plan, trial.places, best.state))
-        if error - found < LEAST_GAIN / 3 * (error - floor):
-            continue
-        state, error = best.state, found
-    state.narrow_db = _decibels(trial.error(_narrow(plan, trial.places, _closed(plan, forced))))
-    state.chosen_db = _decibels(error)
+        if error - found >= LEAST_GAIN / 3 * (error - floor):
+            state, error = best.state, found
+    state.narrow_db, state.chosen_db = narrow_db, _decibels(error)
     return state
+
+
+def _singles(plan: Plan, trial: RoundingTrial, runs: float) -> tuple[float, dict[Place, float]]:
+    """Return the error with all places wide, and what each adds when it alone is narrow.
+
+    Where there are too many places for the runs, those of one kind of operator are measured at once.
+    """
+    classes: dict[object, list[Place]] = {}
+    alone = len(trial.places) < runs
+    for place in trial.places:
+        node = place if isinstance(place, ir.Node) else place.producer()
+        kind = (type(place), "" if node is None else node.op_type)
+        classes.setdefault(place if alone else kind, []).append(place)
+    judges = int(np.clip(runs // max(len(classes), 1), 1, JUDGES))
+    floor = trial.error((), judges)
+    single: dict[Place, float] = {}
+    for members in classes.values():
+        added = max(trial.error(set(members), judges) - floor, 0.0)
+        single |= dict.fromkeys(members, added / len(members))
+    return floor, {place: single[place] for place in trial.places}
 
 
 @dataclass(frozen=True)
@@ -130,9 +146,8 @@ def _steps(
     now = _narrow(plan, trial.places, state)
     noise = _noise(plan, now, single)
     found = []
-    for place in trial.places:
-        if not isinstance(place, ir.Value):
-            continue
+    groups = [place for place in trial.places if isinstance(place, ir.Value)]
+    for place in sorted(groups, key=lambda place: -single[place])[:CANDIDATES]:
         members = plan.groups[place]
         readers = [use.node for value in members for use in value.uses() if use.node in plan.layers]
         if place not in now and all(reader in state.units for reader in readers):

@@ -111,7 +111,7 @@ class QuantizeGraph(Pass):
             )
         elif found is not None and found.narrow_db is not None and found.narrow_db < self.goal_db:
             context.missed("activations", f"8 bits give {found.narrow_db:.1f} dB and no few wider operators help")
-        widths = Widths(formats.activations, wide if choice.units or choice.values else formats.activations)
+        widths = Widths(formats.activations, wide)
         self._write(model, context, formats, final, choice, choice.widths(widths), seen)
 
     def _observations(self) -> Observations:
