@@ -42,6 +42,7 @@ def compile(
     labels: str | None = None,
     metrics: Sequence[str] = (),
     dims: Mapping[str, int] | None = None,
+    fixed: Mapping[str, float] | None = None,
     gates: Gates | None = None,
     executor: str | None = None,
     overwrite: bool = False,
@@ -66,6 +67,7 @@ def compile(
         labels: Where the labels of ``evaluation`` are, if not where they are looked for.
         metrics: Metrics by name; the one that suits the labels by default.
         dims: Sizes for dynamic dimensions.
+        fixed: Values of inputs that are to be constants.
         gates: Limits on size, latency, memory, accuracy and coverage that the result is held against.
         executor: ``native``, ``emulated`` or ``simulated``; every available one by default.
         overwrite: Replace a package that is already there.
@@ -93,7 +95,7 @@ def compile(
     available = {each.name: each for one in devices for each in toolchain.executors(one)}
     executors = choose_executors(sorted(available.values(), key=lambda each: each.kind == "simulated"), executor)
 
-    original = load(path, dims)
+    original = load(path, dims, fixed)
     require_static(original, device)
     context = Context(device)
     if track is not None:

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from optkit.cli.app import app
-from optkit.cli.options import Dims, Json, ModelPath, TargetSpec, parse_dims
+from optkit.cli.options import Dims, Fixed, Json, ModelPath, TargetSpec, parse_dims, parse_fixed
 
 
 @app.command()
-def inspect(model: ModelPath, dim: Dims = None, json: Json = False) -> None:
+def inspect(model: ModelPath, dim: Dims = None, fix: Fixed = None, json: Json = False) -> None:
     """Show what a model is made of: inputs, dimensions, opset, operators, parameters, MACs, tied weights."""
     from optkit.cli import render, show
     from optkit.cost.work import describe
@@ -19,7 +19,7 @@ def inspect(model: ModelPath, dim: Dims = None, json: Json = False) -> None:
     from optkit.model.loading import load, model_file
     from optkit.report.inspection import inspect_model
 
-    loaded = load(model, parse_dims(dim))
+    loaded = load(model, parse_dims(dim), parse_fixed(fix))
     facts = inspect_model(loaded)
     sample = random_samples(loaded, 1)[0]
     macs = sum(work.macs * work.count for work in describe(loaded, sample=sample))
@@ -31,14 +31,14 @@ def inspect(model: ModelPath, dim: Dims = None, json: Json = False) -> None:
 
 
 @app.command()
-def check(model: ModelPath, target: TargetSpec, dim: Dims = None, json: Json = False) -> None:
+def check(model: ModelPath, target: TargetSpec, dim: Dims = None, fix: Fixed = None, json: Json = False) -> None:
     """Show what the target takes, what falls back, and why; exit code 1 when something falls back."""
     from optkit.cli import render, show
     from optkit.errors import GateError
     from optkit.package.checking import check_model
     from optkit.target import load_target
 
-    result = check_model(model, load_target(target), parse_dims(dim))
+    result = check_model(model, load_target(target), parse_dims(dim), parse_fixed(fix))
     if json:
         show.print_json(result)
     else:
@@ -57,6 +57,7 @@ def cost(
     target: TargetSpec,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="List every node, most expensive first.")] = False,
     dim: Dims = None,
+    fix: Fixed = None,
     json: Json = False,
 ) -> None:
     """Predict what a model costs on a target as it stands: time, memory, bytes moved, energy."""
@@ -66,7 +67,7 @@ def cost(
     from optkit.target import load_target
 
     device = load_target(target)
-    summary = cost_summary(load(model, parse_dims(dim)), device)
+    summary = cost_summary(load(model, parse_dims(dim), parse_fixed(fix)), device)
     if json:
         show.print_json({"model": model_file(model).name, "target": device.name, **show.plain(summary)})
     else:

@@ -16,6 +16,10 @@ Dims = Annotated[
     list[str] | None,
     typer.Option("--dim", metavar="NAME=SIZE", help="Fix a dynamic dimension, by name or as INPUT.AXIS; repeatable."),
 ]
+Fixed = Annotated[
+    list[str] | None,
+    typer.Option("--fix", metavar="INPUT=VALUE", help="Make an input a constant with this value; repeatable."),
+]
 TargetSpec = Annotated[
     str, typer.Option("--target", "-t", metavar="TARGET", help="A name, a .toml file, or name:key=value,...")
 ]
@@ -49,6 +53,24 @@ def parse_dims(dims: list[str] | None) -> dict[str, int]:
         if not equals or not name or not size.isascii() or not size.isdigit():
             raise InputError(f"--dim takes NAME=SIZE, not '{pair}'", hint="for instance --dim batch=1")
         parsed[name] = int(size)
+    return parsed
+
+
+def parse_fixed(assignments: list[str] | None) -> dict[str, float]:
+    """Parse ``INPUT=VALUE`` pairs.
+
+    Raises:
+        InputError: A pair has another form.
+    """
+    parsed = {}
+    for pair in assignments or []:
+        name, equals, text = pair.rpartition("=")
+        try:
+            if not equals or not name:
+                raise ValueError
+            parsed[name] = float(text)
+        except ValueError as error:
+            raise InputError(f"--fix takes INPUT=VALUE, not '{pair}'", hint="for instance --fix rate=16000") from error
     return parsed
 
 

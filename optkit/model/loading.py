@@ -16,6 +16,7 @@ from optkit.errors import InputError, did_you_mean
 from optkit.model.check_graph import check_proto, find_cycle, innermost, run_checker
 from optkit.model.check_tensor import proto_tensors
 from optkit.model.file_format import recognize
+from optkit.model.fixing import fix_inputs
 from optkit.model.normalize import drop_listed_initializers, inline_functions, normalize_proto, read_small_tensors
 from optkit.model.sequences import type_sequences
 
@@ -25,7 +26,7 @@ PROTOBUF_BYTES = 1 << 31
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)
 
 
-def load(path: str | Path, dims: Mapping[str, int] | None = None) -> ir.Model:
+def load(path: str | Path, dims: Mapping[str, int] | None = None, fixed: Mapping[str, float] | None = None) -> ir.Model:
     """Load an ONNX model, check it, and normalize it for the passes.
 
     Weights in external data stay memory-mapped. Functions are inlined, nodes are put in topological order, every
@@ -36,15 +37,17 @@ def load(path: str | Path, dims: Mapping[str, int] | None = None) -> ir.Model:
     Args:
         path: The ONNX file, or a folder that holds exactly one.
         dims: Sizes for dynamic dimensions, by symbolic name (``batch``) or as ``input.axis`` (``images.0``).
+        fixed: Values of inputs that are to be constants; every element of such an input has that value.
 
     Returns:
         The model.
 
     Raises:
-        InputError: The file cannot be read as a valid model, or a name in ``dims`` is not a dynamic dimension.
+        InputError: The file cannot be read as a valid model, or a name in ``dims`` is not a dynamic dimension, or one
+            in ``fixed`` no input.
     """
     file = model_file(Path(path))
-    return _normalize(_parse(file), file, dims or {})
+    return _normalize(_parse(file), file, dims or {}, fixed or {})
 
 
 def load_text(text: str, dims: Mapping[str, int] | None = None) -> ir.Model:
@@ -53,10 +56,10 @@ def load_text(text: str, dims: Mapping[str, int] | None = None) -> ir.Model:
         proto = onnx.parser.parse_model(text)
     except Exception as error:
         raise InputError(f"not valid ONNX text: {error}") from error
-    return _normalize(proto, Path("<text>"), dims or {})
+    return _normalize(proto, Path("<text>"), dims or {}, {})
 
 
-def _normalize(proto: onnx.ModelProto, file: Path, dims: Mapping[str, int]) -> ir.Model:
+def _normalize(proto: onnx.ModelProto, file: Path, dims: Mapping[str, int], fixed: Mapping[str, float]) -> ir.Model:
     check_proto(proto, file)
     normalize_proto(proto)
     try:
@@ -77,6 +80,7 @@ def _normalize(proto: onnx.ModelProto, file: Path, dims: Mapping[str, int]) -> i
     run_checker(storable(model), file)
     name_nodes(model)
     bind_dims(model, dims)
+    fix_inputs(model, fixed)
     infer_shapes(model)
     return model
 

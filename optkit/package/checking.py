@@ -45,13 +45,15 @@ class Check:
         return tuple(place for place in self.placements if not place.supported)
 
 
-def check_model(path: Path, target: Target, dims: Mapping[str, int] | None = None) -> Check:
+def check_model(
+    path: Path, target: Target, dims: Mapping[str, int] | None = None, fixed: Mapping[str, float] | None = None
+) -> Check:
     """Ask the target's packager about every node of a model.
 
     Raises:
         InputError: The model cannot be read.
     """
-    model = load(path, dims)
+    model = load(path, dims, fixed)
     problems = []
     opset = model.opset_imports.get("", 0)
     if opset > target.opset.max:
