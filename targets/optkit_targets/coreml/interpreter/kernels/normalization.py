@@ -69,9 +69,13 @@ def l2_norm(x: Array, epsilon: Array | float = 1e-6) -> Array:
 def local_response_norm(
     x: Array, size: Array, alpha: Array | float = 1e-4, beta: Array | float = 0.75, k: Array | float = 1.0
 ) -> Array:
-    """Return ``x / (k + alpha / size * sum(x^2))^beta``, the sum over ``size`` channels around each."""
+    """Return ``x / (k + alpha / size * sum(x^2))^beta``, the sum over ``size`` channels around each.
+
+    Of an even number, one more lies before than after, as in PyTorch and not in ONNX (apple/coremltools, tests of the
+    operator).
+    """
     length = int(size)
-    before = (length - 1) // 2
+    before = length // 2
     widths = [(0, 0)] * x.ndim
     widths[1] = (before, length - 1 - before)
     squares = np.pad(np.square(x), widths)

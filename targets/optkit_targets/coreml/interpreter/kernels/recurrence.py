@@ -1,4 +1,8 @@
-"""Recurrent networks, step by step."""
+"""Recurrent networks, step by step.
+
+The hidden states of ``reverse`` are in the order in which they are computed, the last element first; those of the
+backward half of ``bidirectional`` are in the order of the input (apple/coremltools, tests of the operators).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from optkit_targets.coreml.interpreter.kernels.table import executes
 Array = np.ndarray
 Activation = Callable[[Array], Array]
 
-# The constants are those of coremltools' neural networks: hard sigmoid 0.2 and 0.5, scaled tanh 1.7159 and 2/3.
+# Where activations have parameters, these are their standard ones: those of scaled_tanh make it tanh.
 ACTIVATIONS: dict[str, Activation] = {
     "sigmoid": sigmoid,
     "tanh": np.tanh,
@@ -20,17 +24,12 @@ ACTIVATIONS: dict[str, Activation] = {
     "linear": lambda x: x,
     "hard_sigmoid": lambda x: np.clip(np.float32(0.2) * x + np.float32(0.5), 0, 1),
     "sigmoid_hard": lambda x: np.clip(np.float32(0.2) * x + np.float32(0.5), 0, 1),
-    "scaled_tanh": lambda x: np.float32(1.7159) * np.tanh(np.float32(2 / 3) * x),
+    "scaled_tanh": np.tanh,
 }
 
 
 def _zeros(like: Array, rows: int) -> Array:
     return np.zeros(rows, like.dtype)
-
-
-def _ordered(steps: list[Array], reverse: bool) -> Array:
-    """Return the hidden states [S, B, H] in the order of the input."""
-    return np.stack(steps[::-1] if reverse else steps)
 
 
 @executes("rnn")
@@ -51,7 +50,7 @@ def rnn(
     for step in inputs[::-1] if reverse else inputs:
         hidden = function(step + hidden @ weight_hh.T)
         steps.append(hidden)
-    return (_ordered(steps, reverse) if output_sequence else hidden[None]), hidden
+    return (np.stack(steps) if output_sequence else hidden[None]), hidden
 
 
 @executes("gru")
@@ -90,7 +89,7 @@ def gru(
             output = function(in_o + (reset * hidden) @ recur_o.T + bias_o)
         hidden = (1 - update) * output + update * hidden
         steps.append(hidden)
-    return (_ordered(steps, reverse) if output_sequence else hidden[None]), hidden
+    return (np.stack(steps) if output_sequence else hidden[None]), hidden
 
 
 @executes("lstm")
@@ -115,7 +114,7 @@ def lstm(
 ) -> tuple[Array, Array, Array]:
     """Return the hidden states of a long short-term memory, [S or 1, B, H or 2 H], the last one, and the last cell.
 
-    Gates are in the order input, forget, output, cell.
+    Gates are in the order input, forget, output, cell. ``clip`` bounds the cell's state.
     """
     functions = (ACTIVATIONS[recurrent_activation], ACTIVATIONS[cell_activation], ACTIVATIONS[activation])
     limit = None if clip is None else float(clip)
@@ -131,6 +130,7 @@ def lstm(
     ahead_c, back_c = np.split(initial_c, 2, axis=-1)
     ahead = _lstm(x, ahead_h, ahead_c, weight_ih, weight_hh, bias, peephole, False, functions, limit)
     back = _lstm(x, back_h, back_c, weight_ih_back, weight_hh_back, bias_back, peephole_back, True, functions, limit)
+    back = back[0][::-1], back[1], back[2]
     sequence, hidden, cell = (np.concatenate(pair, axis=-1) for pair in zip(ahead, back, strict=True))
     return (sequence if output_sequence else hidden[None]), hidden, cell
 
@@ -147,7 +147,7 @@ def _lstm(
     functions: tuple[Activation, Activation, Activation],
     clip: float | None,
 ) -> tuple[Array, Array, Array]:
-    """Return one direction's hidden states [S, B, H] in the order of the input, the last one, and the last cell."""
+    """Return one direction's hidden states [S, B, H] as they are computed, the last one, and the last cell."""
     gate, cell_function, function = functions
     size = weight_hh.shape[1]
     peep_i, peep_f, peep_o = np.split(_zeros(x, 3 * size) if peephole is None else peephole, 3)
@@ -155,8 +155,8 @@ def _lstm(
     steps = []
     for step in inputs[::-1] if reverse else inputs:
         in_i, in_f, in_o, in_z = np.split(step + hidden @ weight_hh.T, 4, axis=-1)
-        candidate = in_z if clip is None else np.clip(in_z, -clip, clip)
-        cell = gate(in_f + peep_f * cell) * cell + gate(in_i + peep_i * cell) * cell_function(candidate)
+        cell = gate(in_f + peep_f * cell) * cell + gate(in_i + peep_i * cell) * cell_function(in_z)
+        cell = cell if clip is None else np.clip(cell, -clip, clip)
         hidden = gate(in_o + peep_o * cell) * function(cell)
         steps.append(hidden)
-    return _ordered(steps, reverse), hidden, cell
+    return np.stack(steps), hidden, cell

@@ -136,7 +136,10 @@ def resample(
     samples = zip(x, rows, columns, strict=True)
     fill = float(padding_value)
     if sampling_mode == "nearest":
-        found = [_at(image, np.rint(row), np.rint(column), padding_mode, fill) for image, row, column in samples]
+        found = [
+            _at(image, np.floor(row + 0.5), np.floor(column + 0.5), padding_mode, fill)
+            for image, row, column in samples
+        ]
     else:
         found = [bilinear(image, row, column, padding_mode, fill) for image, row, column in samples]
     return np.stack(found)
