@@ -14,6 +14,10 @@ from optkit.graph import argument, constant
 from optkit_targets.coreml import toolkit
 
 IDENTIFIER = re.compile(r"[^A-Za-z0-9_]")
+RESERVED = frozenset({
+    "any", "bf16", "bool", "dict", "false", "fp16", "fp32", "fp64", "func", "int16", "int32", "int64", "int8", "list",
+    "program", "state", "string", "tensor", "true", "tuple", "uint16", "uint32", "uint64", "uint8",
+})  # fmt: skip
 # What MIL has no type for, and what it is written in: 64-bit integers are 32 bits wide on every Apple device.
 NARROWED = {
     "int64": "int32",
@@ -189,9 +193,10 @@ def check_shape(variable: Any) -> None:
 
 
 def identifier(name: str) -> str:
-    """Return a name as MIL allows it: letters, digits and underscores, no digit first."""
+    """Return a name as MIL allows it: letters, digits and underscores, no digit first, none of MIL's own words."""
     text = IDENTIFIER.sub("_", name) or "value"
-    return f"_{text}" if text[0].isdigit() else text
+    text = f"_{text}" if text[0].isdigit() else text
+    return f"{text}_" if text in RESERVED else text
 
 
 def narrowed(array: np.ndarray) -> np.ndarray:
