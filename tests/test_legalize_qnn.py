@@ -88,6 +88,18 @@ WRONG = {
     "lower-casts: truncation": text(
         "(float[1,64] x) => (float[1,64] y) { a = Cast <to = 6> (x) y = Cast <to = 1> (a) }"
     ),
+    "wrap-indices: GatherElements": text(
+        "(float[1,8] x, int64[1,3] i) => (float[1,3] y) { y = GatherElements <axis = 1> (x, i) }"
+    ),
+    "wrap-indices: ScatterND": text(
+        "(float[4,8] x, int64[2,1] i, float[2,8] u) => (float[4,8] y) { y = ScatterND (x, i, u) }"
+    ),
+    "wrap-indices: ScatterElements": text(
+        "(float[1,8] x, int64[1,3] i, float[1,3] u) => (float[1,8] y) { y = ScatterElements <axis = 1> (x, i, u) }"
+    ),
+    "wrap-indices: OneHot": text(
+        "(int64[1,3] i) => (float[1,3,5] y) <int64 d = {5}, float[2] v = {0.0, 1.0}> { y = OneHot (i, d, v) }"
+    ),
     "order-operands: HardSigmoid": text(
         "(float[1,64] x) => (float[1,64] y) { a = HardSigmoid <alpha = 0.16666667, beta = 0.5> (x) y = Mul (x, a) }", 14
     ),
@@ -158,6 +170,9 @@ FATAL = {
 def rewrite(case: str, model: ir.Model) -> dict[str, np.ndarray]:
     """Run the pass that a case names, and what collects its reshapes; return a sample."""
     sample = dict(random_samples(model, 1)[0])
+    if "i" in sample:
+        sample["i"].ravel()[:] = -1 - 2 * np.arange(sample["i"].size)
+        sample["i"].ravel()[1] = 0
     passes = [create(case.partition(":")[0]), create("collapse-reshapes"), create("eliminate-dead-code")]
     Pipeline(passes, strict=True).run(model, Context(target=TARGET), [sample])
     return sample
