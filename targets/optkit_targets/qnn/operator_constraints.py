@@ -17,6 +17,7 @@ CONSTANT_INPUTS = {
     "CumSum": (1,),
     "Expand": (1,),
     "Pad": (1, 2),
+    "Range": (0, 1, 2),
     "ReduceL2": (1,),
     "ReduceLogSumExp": (1,),
     "ReduceMax": (1,),

@@ -112,6 +112,7 @@ QuickGelu            | f32 f16                  | 0-5 |               |     |
 RMSNormalization     | f32 f16                  | 1-4 | u8 u16        | 1-4 | rms
 RandomNormalLike     | f32 f16                  | 0-4 |               |     |
 RandomUniformLike    | f32 f16                  | 0-4 |               |     |
+Range                | f32 i32 i64              | 0-1 |               |     |
 Reciprocal           | f32 f16                  | 0-5 | u8 i8 u16 i16 | 0-5 | optional output
 ReduceL2             | f32 f16                  | 0-4 | u8 i8 u16 i16 | 0-4 | unary
 ReduceLogSumExp      | f32 f16                  | 0-4 | -             | 0-4 | unary

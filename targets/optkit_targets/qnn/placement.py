@@ -23,6 +23,7 @@ from optkit_targets.qnn.units import DEQUANTIZE, INTEGERS_16, QUANTIZE, Unit, dt
 NPU, CPU = "npu", "cpu"
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
 LONE = "a lone Q or DQ node makes no partition: the provider leaves it to the CPU"
+CONSTANT = "a partition must read what is fed or computed: the compiler fails on one of constants alone"
 CAPTURED = (
     "The provider's partitions must not be left and entered again through the body of an If or Loop: "
     "onnxruntime then gives it nothing"
@@ -107,6 +108,17 @@ def _by_partition(found: list[Unit], reasons: dict[int, str]) -> None:
             return
         if len(partition) == 1 and all(found[index].node.op_type in (QUANTIZE, DEQUANTIZE) for index in partition):
             reasons.update(dict.fromkeys(partition, LONE))
+        elif not _is_fed({node for index in partition for node in found[index].nodes}):
+            reasons.update(dict.fromkeys(partition, CONSTANT))
+
+
+def _is_fed(members: set[ir.Node]) -> bool:
+    """Return whether any of the nodes reads a graph input, or what a node outside computes."""
+    values = [value for node in members for value in node.inputs if value is not None]
+    return any(
+        value.is_graph_input() or ((source := value.producer()) is not None and source not in members)
+        for value in values
+    )
 
 
 def disagreements(model: ir.Model, target: Target) -> list[Disagreement]:
