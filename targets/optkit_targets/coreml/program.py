@@ -14,7 +14,7 @@ import onnx_ir as ir
 from optkit.errors import InputError
 from optkit.model.loading import graph_inputs
 from optkit_targets.coreml import toolkit
-from optkit_targets.coreml.lowering.scope import CannotLower, Scope, identifier
+from optkit_targets.coreml.lowering.scope import MAX_RANK, CannotLower, Scope, identifier
 from optkit_targets.coreml.lowering.table import lacking, operator, table
 
 NAMED = 5  # nodes that an error names
@@ -90,6 +90,8 @@ def lower(model: ir.Model, deployment: int) -> Any:
         MissingDependencyError: coremltools is not installed.
     """
     require_lowerings(model)
+    for value in graph_inputs(model):
+        _check_input(value)
     mil, mb = toolkit.mil(), toolkit.builder()
     known = table()
     scope = Scope(deployment)
@@ -113,9 +115,15 @@ def lower(model: ir.Model, deployment: int) -> Any:
             except CannotLower as error:
                 refused.append(f"{node.name} ({node.op_type}): {error}")
                 lost.update(node.outputs)
+        outputs = []
+        for value in model.graph.outputs:
+            try:
+                outputs += [] if value in lost else [_output(scope, value)]
+            except CannotLower as error:
+                refused.append(f"output '{value.name}': {error}")
         if refused:
             raise InputError(f"the model has forms that Core ML's MIL does not have: {'; '.join(refused)}")
-        function.set_outputs([_output(scope, value) for value in model.graph.outputs])
+        function.set_outputs(outputs)
     program.add_function("main", function)
     return program
 
@@ -137,6 +145,18 @@ def require_lowerings(model: ir.Model) -> None:
         raise InputError(f"these operators have no lowering to Core ML: {'; '.join(parts)}", hint=hint)
 
 
+def _check_input(value: ir.Value) -> None:
+    """Refuse a graph input that Core ML has no tensor for.
+
+    Raises:
+        InputError: It has no axes or more than 5, or no elements.
+    """
+    shape = list(value.shape or ())
+    if not 1 <= len(shape) <= MAX_RANK or 0 in shape:
+        what = f"Core ML's inputs have 1 to {MAX_RANK} axes and at least one element, '{value.name}' has shape {shape}"
+        raise InputError(what, hint="export the model with another shape of this input")
+
+
 def _type(value: ir.Value) -> Any:
     """Return the MIL type of a graph input."""
     types = toolkit.mil().types
@@ -145,8 +165,15 @@ def _type(value: ir.Value) -> Any:
 
 
 def _output(scope: Scope, value: ir.Value) -> Any:
-    """Return the variable of a graph output, under its name where MIL allows it."""
-    return scope.mb.identity(x=scope.variable(value), name=identifier(value.name or ""))
+    """Return the variable of a graph output, under its name where MIL allows it.
+
+    Raises:
+        CannotLower: It has more axes than MIL's tensors, or no elements.
+    """
+    variable = scope.variable(value)
+    if 0 in variable.shape:
+        raise CannotLower("it has no elements: MIL has no empty tensors")
+    return scope.mb.identity(x=variable, name=identifier(value.name or ""))
 
 
 def save(
