@@ -77,6 +77,12 @@ def test_where_passes_chose_types_only_float32_stays_off_the_engine() -> None:
     ]
 
 
+def test_outputs_that_nothing_uses_are_not_looked_at() -> None:
+    dropped = model(f"{IMAGE} x", f"{IMAGE} y", "y, unused = Dropout (x)")
+    dropped.graph.node(0).outputs[1].shape = None
+    assert placed(dropped)[0].device == ENGINE
+
+
 def test_nodes_in_bodies_are_placed_too() -> None:
     found = placed(CASES["body"][0][0])
     assert [p.op_type for p in found] == ["If", "Relu", "Abs"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from optkit.graph import bodies, is_constant, static_shape
+from optkit.graph import bodies, is_constant, is_unused, static_shape
 from optkit_targets.coreml.limits import Limits
 
 SOURCES = {
@@ -180,8 +180,9 @@ def violation(node: ir.Node, engine: Engine, constraints: Sequence[Constraint]) 
 
 
 def values(node: ir.Node) -> Iterator[ir.Value]:
-    """Return what a node reads and writes."""
-    return (value for value in (*node.inputs, *node.outputs) if value is not None and value.name)
+    """Return what a node reads, and what it writes that anything uses."""
+    used = (value for value in node.outputs if not is_unused(value))
+    return (value for value in (*node.inputs, *used) if value is not None and value.name)
 
 
 def activations(node: ir.Node) -> Iterator[ir.Value]:
