@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
@@ -52,11 +53,12 @@ def coremltools() -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Discard what coremltools prints and logs: warnings about this machine, and progress."""
+    """Discard what coremltools prints, logs and warns of: this machine, progress, folders that it leaves to Python."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(previous)

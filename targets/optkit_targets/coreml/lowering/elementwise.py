@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optkit_targets.coreml.lowering.forms import dtype, is_float, wide
-from optkit_targets.coreml.lowering.scope import Scope
+from optkit_targets.coreml.lowering.scope import CannotLower, Scope
 from optkit_targets.coreml.lowering.table import lowers
 from optkit_targets.coreml.lowering.writing import Writer
 
@@ -157,6 +157,8 @@ def _log_twice(write: Writer, x: Any, sign: float) -> Any:
 @lowers("BitShift")
 def bit_shift(scope: Scope, node: ir.Node) -> Any:
     """Write a shift of unsigned integers as a product or quotient by a power of two."""
+    if element_type(node) not in UNSIGNED:
+        raise CannotLower("MIL has no shifts, and those of signed integers are no products")
     x, write = wide(scope, node, 0), Writer(scope, node)
     places = scope.constant(node, 1)
     factor = (

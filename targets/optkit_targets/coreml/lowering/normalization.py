@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from optkit_targets.coreml.lowering.forms import axis_of, broadcast, dims, dtype, reshaped
+from optkit_targets.coreml.lowering.forms import axis_of, dims, dtype, reshaped
 from optkit_targets.coreml.lowering.scope import CannotLower, Scope
 from optkit_targets.coreml.lowering.table import lowers
-from optkit_targets.coreml.lowering.writing import Writer, number_type, opset, parameter, refuse_outputs
+from optkit_targets.coreml.lowering.writing import Writer, number_type, opset, parameter, read_outputs, refuse_outputs
 
 IMAGES = (3, 4, 5)  # ranks of batch_norm's input
 PLANES = (3, 4)  # ranks of instance_norm's and local_response_norm's
@@ -73,8 +73,10 @@ def _normalized(write: Writer, x: Any, axes: list[int], epsilon: float) -> Any:
 
 @lowers("LayerNormalization")
 def layer_norm(scope: Scope, node: ir.Node) -> Any:
-    """Write a normalization over the axes from ``axis`` on; MIL wants scale and bias in the shape of these axes."""
-    refuse_outputs(node, 1, "mean or deviation")
+    """Write a normalization over the axes from ``axis`` on, and the mean and 1/deviation where they are read.
+
+    MIL wants constant scale and bias, in the shape of these axes.
+    """
     x, write = scope.input(node, 0), Writer(scope, node)
     shape = dims(x)
     axes = list(range(axis_of(node.attributes.get_int("axis", -1), len(shape)), len(shape)))
@@ -83,11 +85,15 @@ def layer_norm(scope: Scope, node: ir.Node) -> Any:
     constant = gamma is not None and (beta is not None or scope.optional(node, 2) is None)
     affine = {name: array for name, array in (("gamma", gamma), ("beta", beta)) if constant and array is not None}
     result = write.layer_norm(x=x, axes=axes, **affine, epsilon=_epsilon(node))
-    if constant:
+    if not constant:
+        result = write.mul(x=result, y=scope.input(node, 1))
+        bias = scope.optional(node, 2)
+        result = result if bias is None else write.add(x=result, y=bias)
+    if max(read_outputs(node), default=0) == 0:
         return result
-    result = write.mul(x=result, y=scope.input(node, 1))
-    bias = scope.optional(node, 2)
-    return result if bias is None else write.add(x=result, y=bias)
+    mean = write.reduce_mean(x=x, axes=axes, keep_dims=True)
+    variance = write.reduce_mean(x=write.square(x=write.sub(x=x, y=mean)), axes=axes, keep_dims=True)
+    return result, mean, write.rsqrt(x=variance, epsilon=_epsilon(node))
 
 
 def _filled(array: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -102,28 +108,15 @@ def _filled(array: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | No
 
 @lowers("GroupNormalization")
 def group_norm(scope: Scope, node: ir.Node) -> Any:
-    """Write a normalization of blocks of channels; before opset 21 scale and bias had one number for each block."""
+    """Write a normalization of blocks of channels, with scale and bias by channel as from opset 21 on."""
     x, write = scope.input(node, 0), Writer(scope, node)
-    shape = dims(x)
-    count = node.attributes.get_int("num_groups", 1)
+    shape, count = dims(x), node.attributes.get_int("num_groups", 1)
+    if opset(node) < 21:
+        raise CannotLower("before opset 21 its scale was one of every block: raise the opset")
     blocks = write.reshape(x=x, shape=[shape[0], count, math.prod(shape[1:]) // count])
     normal = write.reshape(x=write.layer_norm(x=blocks, axes=[2], epsilon=_epsilon(node)), shape=list(shape))
-    scale, bias = (_of_channels(scope, node, index, shape, count) for index in (1, 2))
+    scale, bias = (_by_channel(scope, node, index, len(shape)) for index in (1, 2))
     return write.add(x=write.mul(x=normal, y=scale), y=bias)
-
-
-def _of_channels(scope: Scope, node: ir.Node, index: int, shape: tuple[int, ...], count: int) -> Any:
-    """Return a scale or bias for every channel, [C, 1, ...]."""
-    channels, ones = shape[1], [1] * (len(shape) - 2)
-    array = scope.constant(node, index)
-    if array is not None:
-        repeated = np.repeat(array, channels // array.size) if opset(node) < 21 else array
-        return scope.const(repeated.reshape(channels, *ones), f"{node.name}_{index}")
-    vector = scope.input(node, index)
-    if opset(node) < 21 and count != channels:
-        pairs = broadcast(scope, reshaped(scope, vector, [count, 1]), [count, channels // count])
-        vector = reshaped(scope, pairs, [channels])
-    return reshaped(scope, vector, [channels, *ones])
 
 
 @lowers("RMSNormalization")
