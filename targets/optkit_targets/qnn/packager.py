@@ -22,10 +22,10 @@ from optkit_targets.qnn.binary import BinaryFacts
 from optkit_targets.qnn.executors import Htp, Simulated
 from optkit_targets.qnn.interface import interface
 from optkit_targets.qnn.layout import COMPONENT, FALLBACK, NO_FALLBACK, Layout
-from optkit_targets.qnn.placement import place
+from optkit_targets.qnn.placement import devices, place
 from optkit_targets.qnn.readme import ContextFiles, PackageFiles, readme
 
-CPU, NPU = "cpu", "npu"
+NPU = "npu"
 
 
 class QnnPackager(Packager):
@@ -116,8 +116,7 @@ class QnnPackager(Packager):
         """
         if runtime.missing():
             return None
-        taken = runtime.assignment(model, target)
-        return {node: NPU if provider == runtime.NPU else CPU for node, provider in taken.items()}
+        return devices(runtime.assignment(model, target))
 
     @property
     def runtime(self) -> str:
