@@ -44,6 +44,8 @@ def _improve(graph: ir.Graph, version: int, taken: set[str], context: Context, r
     for node in graph:
         perm = _perm(node)
         if perm is None:
+            if (node.domain, node.op_type) == ("", "Transpose"):
+                reasons[node] = "its shape is not fixed, so that its bytes cannot be weighed"
             continue
         cheapest: tuple[int, int] | None = None
         for region in _regions(node, perm, version):
