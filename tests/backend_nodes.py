@@ -115,7 +115,7 @@ def outcomes(operator: str) -> list[Outcome]:
     return ends
 
 
-def prepared(case: Any) -> Ready | Outcome:
+def prepared(case: Any, deployment: int = DEPLOYMENT) -> Ready | Outcome:
     """Return a case in the first form that lowers: what it feeds as inputs, or all but the first as constants."""
     inputs, expected = case.data_sets[0]
     if not all(isinstance(array, (np.ndarray, np.generic)) for array in (*inputs, *expected)):
@@ -131,7 +131,7 @@ def prepared(case: Any) -> Ready | Outcome:
             continue
         model = with_constants(case.model, arrays, count)
         try:
-            lowered(model)
+            lowered(model, deployment)
         except (InputError, CannotLower) as error:
             reason = str(error)
         except Exception as error:
@@ -152,7 +152,7 @@ def with_constants(model: onnx.ModelProto, arrays: Sequence[np.ndarray], count: 
     return changed
 
 
-def lowered(proto: onnx.ModelProto) -> Any:
+def lowered(proto: onnx.ModelProto, deployment: int = DEPLOYMENT) -> Any:
     """Return a model's MIL program.
 
     Raises:
@@ -167,7 +167,7 @@ def lowered(proto: onnx.ModelProto) -> Any:
     missing = lacking(list(model.graph.all_nodes()))
     if missing:
         raise CannotLower(f"{missing[0].op_type} has no lowering")
-    return lower(model, DEPLOYMENT)
+    return lower(model, deployment)
 
 
 def run_together(ready: list[Ready]) -> list[Outcome]:
