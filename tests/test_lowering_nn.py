@@ -302,7 +302,8 @@ def test_group_normalization(fixed):
     blocks = x.reshape(2, 2, -1).astype(np.float64)
     normal = (blocks - blocks.mean(2, keepdims=True)) / np.sqrt(blocks.var(2, keepdims=True) + 1e-5)
     expected = normal.reshape(x.shape) * scale.reshape(6, 1, 1) + bias.reshape(6, 1, 1)
-    np.testing.assert_allclose(executed(model, inputs)["y"], expected, rtol=1e-4, atol=1e-5)
+    # coremltools makes a constant scale and bias a batch_norm with a variance of 1 + 1e-5
+    np.testing.assert_allclose(executed(model, inputs)["y"], expected, rtol=1e-5, atol=3e-5)
 
 
 def test_rms_normalization():
