@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from optkit.graph import bodies, constant, static_shape
 from optkit.target import Target
-from optkit_targets.qnn.operators import DOMAINS, OLD_FLOATS, OLD_MOVES, OLD_WITHOUT, OLD_WITHOUT_16, OPERATORS
+from optkit_targets.qnn.operators import DOMAINS, FOUR_D, OLD_FLOATS, OLD_MOVES, OLD_WITHOUT, OLD_WITHOUT_16, OPERATORS
 from optkit_targets.qnn.units import DEQUANTIZE, INTEGERS_16, QUANTIZE, dtype, unit_at
 
 Constraint = Callable[[ir.Node, ir.Model, Target], str]
@@ -51,7 +51,7 @@ def constraint_static_shapes(node: ir.Node, model: ir.Model, target: Target) -> 
         shape = static_shape(value)
         if shape is None:
             return f"'{value.name}' has an open shape"
-        if 0 in shape and not value.is_initializer():
+        if shape and min(shape) < 1 and not value.is_initializer():
             return f"'{value.name}' is empty"
     return ""
 
@@ -86,6 +86,16 @@ def constraint_rank(node: ir.Node, model: ir.Model, target: Target) -> str:
         return f"{max(ranks)} dimensions, at most {high}"
     if data is not None and len(data) < low:
         return f"{len(data)} dimensions, at least {low}"
+    return ""
+
+
+def constraint_integer_rank(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """Integers of five dimensions must not be int64, nor what the operator takes in four only."""
+    refused = {ir.DataType.INT64, *FOUR_D.get(node.op_type, ())}
+    for value in _values(node):
+        kind = unit_at(node, model).input_type(0) if node.inputs and value is node.inputs[0] else dtype(value)
+        if kind in refused and not value.is_initializer() and len(static_shape(value) or ()) > 4:
+            return f"{kind.name.lower()} in '{value.name}'" if kind is not None else ""
     return ""
 
 
@@ -143,6 +153,7 @@ GENERAL: tuple[Constraint, ...] = (
     constraint_unit,
     constraint_types,
     constraint_rank,
+    constraint_integer_rank,
     constraint_floats,
     constraint_architecture,
     constraint_grid,

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from optkit.graph import argument, constant, ints, static_shape
 from optkit.target import Target
-from optkit_targets.qnn.constraints import attribute
+from optkit_targets.qnn.constraints import FLOATS, attribute
 from optkit_targets.qnn.units import INTEGERS_8, dtype, stored, unit_at
 
 CASTS = {
@@ -33,6 +33,19 @@ def constraint_reduce(node: ir.Node, model: ir.Model, target: Target) -> str:
     return "" if ints(node, "axes", 1, ()) else "no axes and noop_with_empty_axes = 1"
 
 
+def constraint_reduce_5d(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """Of five dimensions the extremum of floats is taken over one; in a QDQ unit axes must be adjacent."""
+    shape = static_shape(node.inputs[0]) or []
+    axes = sorted(axis % len(shape) for axis in ints(node, "axes", 1, ()) or range(len(shape))) if shape else []
+    if len(shape) < 5:
+        return ""
+    if not unit_at(node, model).quantized:
+        extremum = node.op_type in ("ReduceMax", "ReduceMin") and dtype(node.inputs[0]) in FLOATS
+        return f"over {len(axes)}" if extremum and len(axes) > 1 else ""
+    apart = axes[-1] - axes[0] >= len(axes) or (node.op_type == "ReduceMin" and len(axes) == len(shape))
+    return f"over {axes}" if apart and node.op_type != "ReduceMax" else ""
+
+
 def constraint_arg(node: ir.Node, model: ir.Model, target: Target) -> str:
     """Of equal values the first counts."""
     return "select_last_index = 1" if node.attributes.get_int("select_last_index", 0) else ""
@@ -47,6 +60,16 @@ def constraint_slice(node: ir.Node, model: ir.Model, target: Target) -> str:
     """Something must remain of every axis."""
     shape = static_shape(node.outputs[0])
     return "nothing remains" if shape is not None and 0 in shape else ""
+
+
+def constraint_slice_integers(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """Integers of three dimensions or more are sliced along the last axis in steps of 1."""
+    shape, axes, steps = static_shape(node.inputs[0]), ints(node, "axes", 3), ints(node, "steps", 4, (1,))
+    integers = dtype(node.inputs[0]) in (ir.DataType.INT32, ir.DataType.INT64)
+    if not integers or shape is None or len(shape) < 3:
+        return ""
+    last = [step for axis, step in zip(axes or [], steps or [], strict=False) if axis in (-1, len(shape) - 1)]
+    return f"steps of {last[0]}" if last and abs(last[0]) != 1 else ""
 
 
 def constraint_gather(node: ir.Node, model: ir.Model, target: Target) -> str:
@@ -86,7 +109,7 @@ def constraint_scatter_elements(node: ir.Node, model: ir.Model, target: Target) 
 
 
 def constraint_pad(node: ir.Node, model: ir.Model, target: Target) -> str:
-    """Padding is constant, reflected or of the edge, over all axes, and reflects no more than there is."""
+    """Padding is constant, reflected or of the edge, over all axes; what is reflected must be there, and not be cut."""
     if found := attribute(node, "mode", "constant", ("constant", "reflect", "edge")):
         return found
     if argument(node, 3) is not None:
@@ -97,6 +120,8 @@ def constraint_pad(node: ir.Node, model: ir.Model, target: Target) -> str:
         static_shape(node.inputs[0]),
     )
     if mode == "reflect" and pads and shape:
+        if min(pads) < 0:
+            return f"pads {pads}"
         for axis, size in enumerate(shape):
             if max(pads[axis], pads[axis + len(shape)]) >= size:
                 return f"{max(pads[axis], pads[axis + len(shape)])} reflected of {size}"

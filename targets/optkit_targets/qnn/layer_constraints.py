@@ -32,6 +32,38 @@ def constraint_conv_3d(node: ir.Node, model: ir.Model, target: Target) -> str:
     return f"{weight.name.lower()} weights" if unit.quantize and weight and weight not in INTEGERS_8 else ""
 
 
+def constraint_same_padding(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """The padding SAME takes no dilations."""
+    padding, dilations = node.attributes.get_string("auto_pad", "NOTSET"), node.attributes.get_ints("dilations", [1])
+    return f"{padding}, dilations {list(dilations)}" if padding.startswith("SAME") and set(dilations) != {1} else ""
+
+
+def constraint_depthwise(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """A depthwise convolution takes strides or dilations, both only in a QDQ unit and even in all directions."""
+    shape, group = static_shape(node.inputs[0]), node.attributes.get_int("group", 1)
+    strides, dilations = set(node.attributes.get_ints("strides", [1])), set(node.attributes.get_ints("dilations", [1]))
+    if shape is None or group == 1 or group != shape[1] or strides == {1} or dilations == {1}:
+        return ""
+    even = len(strides) == len(dilations) == 1 and unit_at(node, model).quantized
+    return "" if even else f"strides {sorted(strides)}, dilations {sorted(dilations)}"
+
+
+def constraint_grouped_scales(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """A grouped transposed convolution with a bias takes one scale."""
+    source = producer(node.inputs[1])
+    if node.attributes.get_int("group", 1) == 1 or argument(node, 2) is None or source is None:
+        return ""
+    scale = constant(source.inputs[1]) if source.op_type == DEQUANTIZE else None
+    return f"{scale.size} scales" if scale is not None and scale.size > 1 else ""
+
+
+def constraint_slope(node: ir.Node, model: ir.Model, target: Target) -> str:
+    """Slopes of 16 bits have one dimension at most."""
+    rank = len(static_shape(node.inputs[1]) or ())
+    wide = unit_at(node, model).quantized and unit_at(node, model).input_type(1) in INTEGERS_16
+    return f"{rank} dimensions" if wide and rank > 1 else ""
+
+
 def constraint_conv_transpose(node: ir.Node, model: ir.Model, target: Target) -> str:
     """A transposed convolution takes no dilations."""
     dilations = list(node.attributes.get_ints("dilations", [1]))
@@ -181,18 +213,19 @@ def constraint_resize_modes(node: ir.Node, model: ir.Model, target: Target) -> s
     return attribute(node, "coordinate_transformation_mode", "half_pixel", taken)
 
 
+# The roundings of nearest neighbours that are taken of one or three axes.
+NEAREST = {("asymmetric", "floor"), ("half_pixel", "floor"), ("align_corners", "round_prefer_ceil")}
+
+
 def constraint_resize_nearest(node: ir.Node, model: ir.Model, target: Target) -> str:
-    """Nearest neighbours are rounded by floor or round_prefer_ceil at asymmetric coordinates, others taken in 4-D."""
+    """Nearest neighbours are rounded by floor or round_prefer_ceil where asymmetric, and most others taken in 4-D."""
     if node.attributes.get_string("mode", "nearest") != "nearest" or opset(model) < 11:
         return ""
     mode = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
     rounding = node.attributes.get_string("nearest_mode", "round_prefer_floor")
-    if mode == "asymmetric" and rounding not in ("floor", "round_prefer_ceil"):
-        return f"nearest_mode = {rounding}"
     rank = len(static_shape(node.inputs[0]) or ())
-    return (
-        f"{mode}, {rounding} in {rank} dimensions" if rank != 4 and (mode, rounding) != ("asymmetric", "floor") else ""
-    )
+    wrong = mode == "asymmetric" and rounding not in ("floor", "round_prefer_ceil")
+    return f"{mode}, {rounding} in {rank}-D" if wrong or (rank != 4 and (mode, rounding) not in NEAREST) else ""
 
 
 def constraint_resize_axes(node: ir.Node, model: ir.Model, target: Target) -> str:

@@ -49,7 +49,7 @@ def constraint_constant_inputs(node: ir.Node, model: ir.Model, target: Target) -
 
 
 _NORM = (layers.constraint_norm_weight, layers.constraint_one_scale)
-_REDUCE = (data.constraint_reduce,)
+_REDUCE = (data.constraint_reduce, data.constraint_reduce_5d)
 BY_OPERATOR: dict[str, tuple[Constraint, ...]] = {
     "ArgMax": (data.constraint_arg,),
     "ArgMin": (data.constraint_arg,),
@@ -57,8 +57,18 @@ BY_OPERATOR: dict[str, tuple[Constraint, ...]] = {
     "BatchNormalization": (layers.constraint_batch_normalization, layers.constraint_batch_unit),
     "Cast": (data.constraint_cast,),
     "CastLike": (data.constraint_cast,),
-    "Conv": (layers.constraint_conv_3d, layers.constraint_weights_16),
-    "ConvTranspose": (layers.constraint_conv_transpose, layers.constraint_conv_3d, layers.constraint_weights_16),
+    "Conv": (
+        layers.constraint_conv_3d,
+        layers.constraint_weights_16,
+        layers.constraint_same_padding,
+        layers.constraint_depthwise,
+    ),
+    "ConvTranspose": (
+        layers.constraint_conv_transpose,
+        layers.constraint_conv_3d,
+        layers.constraint_weights_16,
+        layers.constraint_grouped_scales,
+    ),
     "CumSum": (data.constraint_cum_sum,),
     "Gather": (data.constraint_gather, data.constraint_indices),
     "GatherElements": (data.constraint_indices,),
@@ -93,6 +103,7 @@ BY_OPERATOR: dict[str, tuple[Constraint, ...]] = {
     "Pow": (data.constraint_pow,),
     "RoiAlign": (layers.constraint_roi_align,),
     "Sum": (data.constraint_operands,),
+    "PRelu": (layers.constraint_slope,),
     "Pad": (data.constraint_pad, data.constraint_pad_rank),
     "ReduceL2": _REDUCE,
     "ReduceLogSumExp": _REDUCE,
@@ -104,7 +115,7 @@ BY_OPERATOR: dict[str, tuple[Constraint, ...]] = {
     "Resize": (layers.constraint_resize_modes, layers.constraint_resize_nearest, layers.constraint_resize_axes),
     "ScatterElements": (data.constraint_scatter_elements,),
     "ScatterND": (data.constraint_scatter_nd,),
-    "Slice": (data.constraint_slice,),
+    "Slice": (data.constraint_slice, data.constraint_slice_integers),
 }
 
 

@@ -32,7 +32,7 @@ _NAMES = {
 _TABLE = """
 Abs                  | f32 f16 i32 i64          | 0-5 | u8 i8 u16     | 0-5 | unary
 Add                  | f32 f16 i32 i64          | 0-5 | u8 i8 u16 i16 | 0-5 | binary
-And                  | b                        | 0-5 |               |     |
+And                  | b                        | 0-4 |               |     |
 ArgMax               | f32 f16 i32 i64 u32      | 1-4 | u8 i8 u16     | 1-4 | input
 ArgMin               | f32 f16                  | 1-4 | u8 i8 u16     | 1-4 | input
 ArrayFeatureExtractor | f32                      | 1-5 |               |     |
@@ -99,10 +99,10 @@ Mod                  | f32 f16 i8 i16 i32 i64 u8 u16 u32 | 0-4 |      |     |
 Mul                  | f32 f16 i32 i64 u32      | 0-5 | u8 i8 u16 i16 | 0-5 | binary
 Neg                  | f32 f16                  | 0-4 | u8 u16        | 0-4 | unary
 NonZero              | -                        | 0-5 | -             | 0-5 | input
-Not                  | b                        | 0-5 |               |     |
+Not                  | b                        | 0-4 |               |     |
 OneHot               | i32 i64                  | 1-4 |               |     |
-Or                   | b                        | 0-5 |               |     |
-PRelu                | f32 f16                  | 0-5 | u8 i8         | 0-5 | binary
+Or                   | b                        | 0-4 |               |     |
+PRelu                | f32 f16                  | 0-5 | u8 i8 u16 i16 | 0-5 | binary
 Pad                  | f32 f16                  | 1-5 | u8 i8 u16 i16 | 1-5 | pad
 Pow                  | f32 f16                  | 0-5 | u8 i8 u16     | 0-5 | binary
 QLinearConv          | u8 i8                    | 3-5 |               |     |
@@ -154,7 +154,7 @@ Transpose            | f32 f16 i32 u32 b        | 0-5 | u8 i8 u16 i16 | 0-5 | mo
 Unsqueeze            | f32 f16 i32 i64 u32 u8 b | 0-5 | u8 i8 u16 i16 | 0-5 | moves
 Upsample             | f32 f16                  | 3-5 |               |     |
 Where                | f32 f16 i32 i64          | 0-5 | u8 i8 u16 i16 | 0-5 | binary
-Xor                  | b                        | 0-5 |               |     |
+Xor                  | b                        | 0-4 |               |     |
 """
 
 
@@ -204,6 +204,16 @@ DOMAINS = {
         {"DequantizeLinear", "FusedMatMul", "Gelu", "MatMulNBits", "QuantizeLinear", "QuickGelu"}
     ),
     "ai.onnx.ml": frozenset({"ArrayFeatureExtractor"}),
+}
+
+# Integers that an operator takes in four dimensions only, though its floats have five.
+FOUR_D = {
+    "Cast": frozenset({ir.DataType.BOOL}),
+    "Expand": frozenset({ir.DataType.BOOL}),
+    **dict.fromkeys(
+        ("Identity", "ReduceMax", "Tile"), frozenset({ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.UINT32})
+    ),
+    "Transpose": frozenset({ir.DataType.INT16, ir.DataType.INT32, ir.DataType.UINT32}),
 }
 
 # What an HTP before architecture 69, which has no fp16, takes nevertheless: operators that only move float32, and some
