@@ -10,6 +10,7 @@ global optimum.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -22,6 +23,9 @@ CAPPINGS = 20  # of the gaps before outliers, at most
 ROUNDS = 300  # of Lloyd's iteration, at most
 ENOUGH = 1e-6  # a round that gains less than this share of the error is the last
 
+Zeros = Literal["free", "entry", "apart"]
+MOST_ENTRIES = 256  # of a LUT: indices are uint8
+
 
 def codebook(
     weight: np.ndarray,
@@ -30,6 +34,7 @@ def codebook(
     axis: int = 0,
     channels_per_lut: int = 0,
     importance: np.ndarray | None = None,
+    zeros: Zeros = "free",
     name: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return LUTs and indices with the smallest (importance-weighted) squared error that was found.
@@ -45,10 +50,14 @@ def codebook(
         importance: What an error at each weight costs, not negative, broadcastable to ``weight``. With the second
             moments E[x^2] of the inputs that weights are multiplied with, the error of the product is minimized as far
             as inputs are uncorrelated. All 0 counts as all 1.
+        zeros: What weights that are exactly 0, a pruned layer's, become: ``free``: what is nearest; ``entry``: 0, which
+            is one of the entries; ``apart``: 0, the first of ``2**bits + 1`` entries (256 with 8 bits), which no other
+            weight takes.
         name: The tensor, for the error.
 
     Returns:
-        The LUTs, [blocks, 2**bits] in the weight's type, ascending, and the indices, uint8 in the weight's shape.
+        The LUTs, [blocks, 2**bits] in the weight's type, ascending but for a 0 set apart, and the indices, uint8 in the
+        weight's shape.
 
     Raises:
         InputError: ``bits`` or ``channels_per_lut`` is out of range, a weight or an importance is not finite, or an
@@ -64,13 +73,18 @@ def codebook(
         raise InputError("it holds values that are not finite and no LUT has", where=where, hint=hint)
     spread = None if importance is None else _spread(importance, weight, where)
     blocks = lut_blocks(weight, axis, channels_per_lut)
-    luts = np.empty((len(blocks), 1 << bits), weight.dtype)
+    first = int(zeros == "apart")  # entry that weights other than 0 may take
+    luts = np.zeros((len(blocks), min((1 << bits) + first, MOST_ENTRIES)), weight.dtype)
     indices = np.empty(weight.shape, np.uint8)
     for number, block in enumerate(blocks):
         values = weight[block].astype(np.float64).ravel()
-        luts[number] = levels(values, 1 << bits, None if spread is None else spread[block].ravel())
-        entries = luts[number].astype(np.float64)
-        indices[block] = np.searchsorted(_middles(entries), values).reshape(weight[block].shape)
+        counted = values != 0 if zeros != "free" else np.ones(values.size, bool)
+        weights = None if spread is None else spread[block].ravel()[counted]
+        own = levels(values[counted], luts.shape[1] - (zeros != "free"), weights)
+        luts[number, first:] = np.sort(np.append(own, 0.0)) if zeros == "entry" else own
+        entries = luts[number, first:].astype(np.float64)
+        nearest = first + np.searchsorted(_middles(entries), values)
+        indices[block] = np.where(counted | (zeros == "entry"), nearest, 0).reshape(weight[block].shape)
     return luts, indices
 
 

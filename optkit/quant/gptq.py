@@ -62,7 +62,7 @@ def gptq(
         return np.zeros(shape, params.grid.dtype)
     diagonal = np.diag(hessian)
     order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(columns)
-    factor = _factor(hessian[np.ix_(order, order)], damping, name)
+    factor = moments_factor(hessian[np.ix_(order, order)], damping, name)
     factor /= np.diag(factor)  # column k divided by R[k, k]
     # transposed, so that a column of the weight is contiguous
     scale, zero = (
@@ -176,7 +176,7 @@ def fit_scales(
     return replace(params, scale=scale.reshape(params.scale.shape))
 
 
-def _factor(hessian: np.ndarray, damping: float, name: str) -> np.ndarray:
+def moments_factor(hessian: np.ndarray, damping: float, name: str) -> np.ndarray:
     """Return the upper triangular R of ``hessian + damping mean(diag) I = R R^T``, float64."""
     given, hessian = damping, hessian.astype(np.float64)
     diagonal = np.diag(hessian).copy()

@@ -28,7 +28,8 @@ class Palette:
     """A weight as LUTs and indices.
 
     Attributes:
-        lut: [blocks, 2**bits], in the weight's type.
+        lut: [blocks, 2**bits], in the weight's type; a sparse weight's is [blocks, 2**bits + 1], 256 with 8 bits, and
+            each begins with 0, which stands for the weights that were pruned.
         indices: uint8, in the weight's shape.
         bits: Bits of an index.
         axis: The axis whose channels are divided among the LUTs; 0 with one LUT.
@@ -40,6 +41,11 @@ class Palette:
     bits: int
     axis: int = 0
     channels_per_lut: int = 0
+
+    @property
+    def sparse(self) -> bool:
+        """Whether index 0 stands for 0 in every block, and no other weight."""
+        return not self.lut[:, 0].any()
 
     @property
     def weight(self) -> np.ndarray:
@@ -54,12 +60,16 @@ class Palette:
         shape = [1] * self.indices.ndim
         shape[self.axis] = self.indices.shape[self.axis]
         block = np.arange(shape[self.axis], dtype=np.int32) // self.channels_per_lut
-        return (block << self.bits).reshape(shape)
+        return (block * np.int32(self.lut.shape[1])).reshape(shape)
+
+    def index_type(self, opset: int) -> ir.DataType:
+        """Return the element type that an ONNX file stores the indices in."""
+        return index_type(max(self.bits, int(self.lut.shape[1] - 1).bit_length()), opset)
 
     def stored_bytes(self, opset: int) -> int:
         """Return the bytes that its constants take in an ONNX file."""
         offset = self.offset
-        indices = -(-self.indices.size * index_type(self.bits, opset).bitwidth // 8)
+        indices = -(-self.indices.size * self.index_type(opset).bitwidth // 8)
         return indices + self.lut.nbytes + (0 if offset is None else offset.nbytes)
 
 
@@ -83,7 +93,7 @@ def write_palette(before: ir.Node, name: str, palette: Palette, opset: int, take
     """
     graph = before.graph
     assert graph is not None
-    stored = palette.indices.astype(index_type(palette.bits, opset).numpy())
+    stored = palette.indices.astype(palette.index_type(opset).numpy())
     lut = add_constant(graph, f"{name}/lut", palette.lut.ravel(), taken)
     index = add_constant(graph, f"{name}/indices", stored, taken)
     nodes = [ir.node("Cast", [index], {"to": INT32.value}, name=unique(f"{name}/Cast", taken))]
@@ -113,9 +123,14 @@ def palette_of(node: ir.Node | None) -> Palette | None:
     offset = constant(source.inputs[1]) if source is not None and source.op_type == "Add" else None
     cast = source if source is None or offset is None else _producer(source.inputs[0])
     indices = constant(cast.inputs[0]) if cast is not None and cast.op_type == "Cast" else None
-    if lut is None or lut.ndim != 1 or lut.size % (1 << bits) or indices is None:
+    if lut is None or lut.ndim != 1 or indices is None:
         return None
-    luts, integers = lut.reshape(-1, 1 << bits), indices.astype(np.uint8)
+    entries = (
+        lut.size if offset is None else int(offset.min(initial=lut.size, where=offset > 0))
+    )  # the second LUT's place
+    if entries not in (1 << bits, (1 << bits) + 1) or lut.size % entries:
+        return None
+    luts, integers = lut.reshape(-1, entries), indices.astype(np.uint8)
     if offset is None:
         return Palette(luts, integers, bits) if len(luts) == 1 else None
     axis, channels = int(np.argmax(offset.shape)), int(np.count_nonzero(offset == 0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -11,11 +11,13 @@ from pydantic import Field
 
 from optkit.graph import constant, names, opset, prune
 from optkit.pipeline import LOSSY, Context, Effect, Pass
-from optkit.quant.codebook import codebook, lut_blocks
+from optkit.quant.codebook import MOST_ENTRIES, lut_blocks
 from optkit.quant.moments import Channels, second_moments
-from optkit.quant.palette import Palette, index_type, write_palette
+from optkit.quant.palette import Palette, write_palette
 from optkit.quant.walk import reads
 
+from ._layer_moments import LayerInputs, LayerMoments
+from ._palettes import fit_palette, zeros_of
 from ._weight_uses import WeightUse, weight_uses, why_kept
 
 DAMPING = 0.01  # of the mean second moment, added to all: calibration that never used a channel proves little
@@ -63,6 +65,9 @@ class PalettizeWeights(Pass):
         bits: Bits of an index; a LUT has ``2**bits`` entries.
         channels_per_lut: How many neighbouring output channels share a LUT; 0: one LUT for the whole weight.
         weighted: Whether calibration data says which weights matter. Without any, all count the same.
+        rounding: What weights become with calibration data: ``nearest``: the nearest entry; ``gptq``: the entries of a
+            row that give the layer's output the smallest error together, on inputs that the layers palettized before
+            give, as quantize-weights chooses integers.
     """
 
     effect: ClassVar[Effect] = LOSSY
@@ -70,6 +75,7 @@ class PalettizeWeights(Pass):
     bits: int = Field(default=4, ge=1, le=8)
     channels_per_lut: int = Field(default=0, ge=0)
     weighted: bool = True
+    rounding: Literal["nearest", "gptq"] = "gptq"
 
     def run(self, model: ir.Model, context: Context) -> None:
         """Palettize every weight of the model, bodies included, that gets smaller."""
@@ -89,15 +95,23 @@ class PalettizeWeights(Pass):
         if not weights:
             return
         moments = self._moments(model, weights, context)
+        inputs = LayerInputs(model, context, self.name()) if moments and self.rounding == "gptq" else None
         taken, readers = names(model), _first_readers(model, weights)
         for stored, uses in context.track(list(weights.items()), "Palettizing", len(weights)):
-            palette, weighted = self._palette(stored, uses, moments)
+            seen = inputs.moments(uses) if inputs is not None and any(use.data is not None for use in uses) else None
+            palette, weighted = self._palette(stored, uses, moments, seen)
             stored.replace_all_uses_with(
                 write_palette(readers[stored], stored.name or "", palette, opset(model), taken)
             )
             prune([stored])
             self._remark(
-                stored, uses, palette, opset(model), unweighted=bool(moments) and not weighted, context=context
+                stored,
+                uses,
+                palette,
+                opset(model),
+                unweighted=bool(moments) and not weighted,
+                nearest=seen if isinstance(seen, str) else "",
+                context=context,
             )
 
     def _why_no_smaller(self, stored: ir.Value, uses: list[WeightUse], version: int) -> str:
@@ -106,7 +120,8 @@ class PalettizeWeights(Pass):
         if weight is None or not weight.size:
             return f"'{stored.name}' has no elements"
         blocks = len(lut_blocks(weight, uses[0].output_axis, self.channels_per_lut))
-        lut, indices = np.empty((blocks, 1 << self.bits), weight.dtype), np.empty(weight.shape, np.uint8)
+        entries = min((1 << self.bits) + (zeros_of(weight, self.bits) == "apart"), MOST_ENTRIES)
+        lut, indices = np.empty((blocks, entries), weight.dtype), np.empty(weight.shape, np.uint8)
         empty = Palette(lut, indices, self.bits, uses[0].output_axis, self.channels_per_lut)
         after = empty.stored_bytes(version)
         if after < weight.nbytes:
@@ -128,18 +143,25 @@ class PalettizeWeights(Pass):
         return second_moments(model, wanted, context.calibration, track=context.track, name=self.name())
 
     def _palette(
-        self, stored: ir.Value, uses: list[WeightUse], moments: dict[Channels, np.ndarray]
+        self,
+        stored: ir.Value,
+        uses: list[WeightUse],
+        moments: dict[Channels, np.ndarray],
+        seen: LayerMoments | str | None,
     ) -> tuple[Palette, bool]:
         """Return the palette of a weight, and whether calibration weighed it."""
-        weight, importance, axis = constant(stored), _importance(uses, moments), uses[0].output_axis
+        weight, importance = constant(stored), _importance(uses, moments)
         assert weight is not None
-        channels = self.channels_per_lut
-        lut, indices = codebook(
-            weight, self.bits, axis=axis, channels_per_lut=channels, importance=importance, name=stored.name or ""
+        palette = fit_palette(
+            weight,
+            self.bits,
+            axis=uses[0].output_axis,
+            channels=self.channels_per_lut,
+            importance=importance,
+            moments=None if isinstance(seen, str) else seen,
+            name=stored.name or "",
         )
-        if len(lut) == 1:
-            axis = channels = 0
-        return Palette(lut, indices, self.bits, axis, channels), importance is not None
+        return palette, importance is not None
 
     def _remark(
         self,
@@ -149,16 +171,22 @@ class PalettizeWeights(Pass):
         version: int,
         *,
         unweighted: bool,
+        nearest: str,
         context: Context,
     ) -> None:
         size, before = palette.indices.size, palette.indices.size * palette.lut.itemsize
         message = f"{size} weights as {self.bits}-bit indices into {_count(len(palette.lut), 'LUT')}"
         message += f", {before} bytes become {palette.stored_bytes(version)}"
-        width = index_type(self.bits, version).bitwidth
+        if palette.sparse:
+            zeros = np.count_nonzero(palette.indices == 0)
+            message += f"; {zeros} that are 0 stay so, and have no index where the format keeps them apart"
+        width = palette.index_type(version).bitwidth
         if width != self.bits:
             message += f" (opset {version} stores such indices in {width} bits)"
         if unweighted and any(use.data is not None for use in uses):
             message += "; unweighted, since calibration does not see what they are multiplied with"
+        elif nearest:
+            message += f"; each takes the nearest entry: {nearest}"
         context.applied(uses[0].node, message + "; a runtime without LUTs expands them when it loads the model")
         for use in uses[1:]:
             context.applied(use.node, f"shares the LUT of '{stored.name}' with '{uses[0].node.name}'")
