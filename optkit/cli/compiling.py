@@ -88,6 +88,10 @@ def compile(  # noqa: A001  # the command's name
         list[str] | None,
         typer.Option(metavar="INPUT:SCALE,BIAS,RGB", help="Let a Core ML package take images: scale * pixel + bias."),
     ] = None,
+    flexible: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=LOW..HIGH", help="Leave a dimension of a Core ML package open; or NAME=16,32,64."),
+    ] = None,
     class_labels: Annotated[
         Path | None, typer.Option(metavar="TXT", help="Classes, one a line: a Core ML package then names the best one.")
     ] = None,
@@ -113,6 +117,7 @@ def compile(  # noqa: A001  # the command's name
         "context_binary": False if no_context_binary else None,
         "deployment_target": deployment_target,
         "image": tuple(image or ()) or None,
+        "flexible": tuple(flexible or ()) or None,
         "class_labels": None if class_labels is None else str(class_labels),
     }
     packaging = {key: value for key, value in packaging.items() if value is not None}

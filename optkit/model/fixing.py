@@ -26,7 +26,7 @@ def fix_inputs(model: ir.Model, values: Mapping[str, float]) -> None:
             raise InputError(f"the shape of input '{name}' is not static", hint="fix its dimensions with --dim first")
         if value.dtype is None or value.dtype == ir.DataType.STRING:
             raise InputError(f"input '{name}' takes no number")
-        dims = [int(dim) for dim in shape]  # type: ignore[call-overload]  # just checked
+        dims = shape.numpy()
         wanted = value.dtype.numpy()
         with np.errstate(all="ignore"):
             array = np.full(dims, number).astype(wanted)

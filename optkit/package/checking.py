@@ -81,7 +81,10 @@ def require_static(model: ir.Model, target: Target) -> None:
     Raises:
         InputError: A dimension is open; the message says which, and how to fix it.
     """
-    dims = dynamic_dims(model) if target.static_shapes else {}
+    flexible = {str(text).rpartition("=")[0] for text in target.options.get("flexible", ())}
+    dims = (
+        {name: at for name, at in dynamic_dims(model).items() if name not in flexible} if target.static_shapes else {}
+    )
     if dims:
         flags = " ".join(f"--dim {name}=SIZE" for name in dims)
         what = f"target '{target.name}' needs static shapes, and these dimensions are dynamic: {', '.join(dims)}"

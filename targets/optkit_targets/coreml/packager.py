@@ -16,12 +16,14 @@ from typing import Any
 import onnx_ir as ir
 
 from optkit.errors import InputError
-from optkit.model.loading import save
+from optkit.model.loading import graph_inputs, save
 from optkit.package.contract import Artifact, Executor, Fact, Packager, Placement
 from optkit.target import Target
 from optkit_targets.coreml import program, toolkit
 from optkit_targets.coreml.executors import Interpreted
+from optkit_targets.coreml.features import FlexibleDim, ImageInput, flexible_shape
 from optkit_targets.coreml.legalize.keep_float32 import FLOAT_KEY
+from optkit_targets.coreml.lowering.scope import identifier
 from optkit_targets.coreml.placement import place
 from optkit_targets.coreml.readme import readme
 
@@ -33,7 +35,7 @@ class CoremlPackager(Packager):
     """Writes ML Programs; which iOS they need is the oldest that has every form in use, or what the user names."""
 
     name = "coreml"
-    options = frozenset({"deployment_target", "image", "class_labels"})
+    options = frozenset({"deployment_target", "image", "class_labels", "flexible"})
 
     def package(self, model: ir.Model, target: Target, directory: Path, also: Sequence[Target] = ()) -> Artifact:
         """Write the package.
@@ -42,11 +44,21 @@ class CoremlPackager(Packager):
             InputError: A node has no lowering, or none for the deployment target; or an option does not fit.
             MissingDependencyError: coremltools is not installed.
         """
-        deployment, made = _lowered(model, deployments(target))
+        flexible = [FlexibleDim.parse(text) for text in target.options.get("flexible", ())]
+        deployment, made = _lowered(model, deployments(target), flexible)
         half = _halved(model)
-        images = [program.ImageInput.parse(text) for text in target.options.get("image", ())]
+        images = [ImageInput.parse(text) for text in target.options.get("image", ())]
         labels = read_labels(target.options.get("class_labels"))
-        package = program.save(made, deployment, directory / ENTRY, half=half, images=images, class_labels=labels)
+        shapes = {identifier(value.name or ""): flexible_shape(value, flexible) for value in graph_inputs(model)}
+        package = program.save(
+            made,
+            deployment,
+            directory / ENTRY,
+            half=half,
+            images=images,
+            class_labels=labels,
+            shapes=shapes if flexible else None,
+        )
         network = directory / NETWORK
         network.parent.mkdir()
         save(model, network)
@@ -124,7 +136,7 @@ def _halved(model: ir.Model) -> bool:
     return not typed and model.metadata_props.get(FLOAT_KEY) != "float32"
 
 
-def _lowered(model: ir.Model, tried: Iterable[int]) -> tuple[int, Any]:
+def _lowered(model: ir.Model, tried: Iterable[int], flexible: Sequence[FlexibleDim]) -> tuple[int, Any]:
     """Return the program for the first deployment target that has every form it needs.
 
     Raises:
@@ -133,7 +145,7 @@ def _lowered(model: ir.Model, tried: Iterable[int]) -> tuple[int, Any]:
     refusal: InputError | None = None
     for deployment in tried:
         try:
-            return deployment, program.lower(model, deployment)
+            return deployment, program.lower(model, deployment, flexible)
         except InputError as error:
             refusal = error
     assert refusal is not None

@@ -5,88 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from optkit.errors import InputError
+from optkit.errors import GateError, InputError
 from optkit.model.loading import graph_inputs
 from optkit_targets.coreml import toolkit
+from optkit_targets.coreml.features import FlexibleDim, ImageInput, Shape, check_labels, flexible_shape, tensor_type
 from optkit_targets.coreml.lowering.scope import MAX_RANK, CannotLower, Scope, identifier
 from optkit_targets.coreml.lowering.table import lacking, operator, table
 
 NAMED = 5  # nodes that an error names
-LAYOUTS = ("RGB", "BGR", "G")
 VOLATILE = ("com.github.apple.coremltools.conversion_date",)
 
 
-@dataclass(frozen=True)
-class ImageInput:
-    """An input that takes an image: the model sees ``scale * pixel + bias``, pixels 0 to 255, channels in ``layout``."""
-
-    name: str
-    scale: float = 1.0
-    bias: tuple[float, ...] = ()
-    layout: str = "RGB"
-
-    @staticmethod
-    def parse(text: str) -> ImageInput:
-        """Read ``input:scale,bias,RGB``; the bias is one number, or one for each channel joined by ``;``.
-
-        Raises:
-            InputError: The text has another form.
-        """
-        name, colon, rest = text.rpartition(":")
-        parts = [part.strip() for part in rest.split(",")]
-        try:
-            if not colon or not name or len(parts) != 3 or parts[2].upper() not in LAYOUTS:
-                raise ValueError
-            bias = tuple(float(part) for part in parts[1].split(";"))
-            return ImageInput(name, float(parts[0]), bias, parts[2].upper())
-        except ValueError as error:
-            hint = "for instance image:0.00392,0,RGB, or image:0.017,-2.1;-2.0;-1.8,BGR"
-            raise InputError(f"--image takes NAME:SCALE,BIAS,{'|'.join(LAYOUTS)}, not '{text}'", hint=hint) from error
-
-    def core_ml(self, variable: Any) -> Any:
-        """Return coremltools' description of the input, a tensor of [1, channels, height, width].
-
-        Raises:
-            InputError: The program has no such input, or it is no image.
-        """
-        channels = 1 if self.layout == "G" else 3
-        shape = () if variable is None else tuple(variable.shape)
-        if len(shape) != 4 or shape[:2] != (1, channels):
-            what = f"'{self.name}' is no input of shape [1, {channels}, height, width]"
-            raise InputError(what, hint="name an image input in --image")
-        ct = toolkit.coremltools()
-        layout = {"RGB": ct.colorlayout.RGB, "BGR": ct.colorlayout.BGR, "G": ct.colorlayout.GRAYSCALE}[self.layout]
-        if len(self.bias) not in (1, channels):
-            raise InputError(f"--image gives {len(self.bias)} biases for {channels} channels of '{self.name}'")
-        bias = list(self.bias) * (channels // len(self.bias))
-        return ct.ImageType(
-            name=self.name, shape=shape, scale=self.scale, bias=bias if channels > 1 else bias[0], color_layout=layout
-        )
-
-
-def _check_labels(labels: Sequence[str], output: Any) -> None:
-    classes = int(output.shape[-1]) if output.shape else 0
-    if len(labels) != classes:
-        raise InputError(f"{len(labels)} class labels are given, and '{output.name}' has {classes} values")
-    if len(set(labels)) != len(labels):
-        raise InputError("a class label is given twice")
-
-
-def lower(model: ir.Model, deployment: int) -> Any:
+def lower(model: ir.Model, deployment: int, flexible: Sequence[FlexibleDim] = ()) -> Any:
     """Return a model as a MIL program.
 
     Args:
         model: The model, with static shapes.
         deployment: The number in the deployment target (17 for iOS 17).
+        flexible: Dimensions that stay open.
 
     Raises:
-        InputError: A node has no lowering, or a form that MIL lacks; every such node is named.
+        GateError: An operator has no lowering; its nodes are named.
+        InputError: A node has a form that MIL lacks; every such node is named.
         MissingDependencyError: coremltools is not installed.
     """
     require_lowerings(model)
@@ -97,8 +42,9 @@ def lower(model: ir.Model, deployment: int) -> Any:
     scope = Scope(deployment)
     program = mil.Program()
     target = getattr(toolkit.coremltools().target, f"iOS{deployment}")
+    symbols: dict[str, Any] = {}
     inputs = {
-        scope.name(value.name or ""): mb.placeholder(tuple(value.shape or ()), dtype=_type(value))
+        scope.name(value.name or ""): mb.placeholder(_symbolic(value, flexible, symbols), dtype=_type(value))
         for value in graph_inputs(model)
     }
     refused: list[str] = []
@@ -132,7 +78,7 @@ def require_lowerings(model: ir.Model) -> None:
     """Refuse a model with operators that have no lowering, bodies included.
 
     Raises:
-        InputError: Lists the operators with the names of their nodes.
+        GateError: Lists the operators with the names of their nodes.
     """
     missing: dict[str, list[str]] = {}
     for node in lacking(list(model.graph.all_nodes())):
@@ -142,7 +88,7 @@ def require_lowerings(model: ir.Model) -> None:
             f"{op} ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})" for op, names in missing.items()
         ]
         hint = "a plugin can add one through the entry point group 'optkit.lowerings'"
-        raise InputError(f"these operators have no lowering to Core ML: {'; '.join(parts)}", hint=hint)
+        raise GateError(f"these operators have no lowering to Core ML: {'; '.join(parts)}", hint=hint)
 
 
 def _check_input(value: ir.Value) -> None:
@@ -155,6 +101,15 @@ def _check_input(value: ir.Value) -> None:
     if not 1 <= len(shape) <= MAX_RANK or 0 in shape:
         what = f"Core ML's inputs have 1 to {MAX_RANK} axes and at least one element, '{value.name}' has shape {shape}"
         raise InputError(what, hint="export the model with another shape of this input")
+
+
+def _symbolic(value: ir.Value, flexible: Sequence[FlexibleDim], symbols: dict[str, Any]) -> tuple[Any, ...]:
+    """Return a shape with a symbol for every open dimension, the same one for the same name."""
+    shape = flexible_shape(value, flexible)
+    for dim in shape:
+        if isinstance(dim, FlexibleDim) and dim.name not in symbols:
+            symbols[dim.name] = toolkit.mil().get_new_symbol()
+    return tuple(dim if isinstance(dim, int) else symbols[dim.name] for dim in shape)
 
 
 def _type(value: ir.Value) -> Any:
@@ -185,6 +140,7 @@ def save(
     metadata: Mapping[str, str] | None = None,
     images: Sequence[ImageInput] = (),
     class_labels: Sequence[str] = (),
+    shapes: Mapping[str, Shape] | None = None,
 ) -> Path:
     """Write a program as ``.mlpackage``; no dates and no random identifiers are in it.
 
@@ -196,6 +152,7 @@ def save(
         metadata: The user's own entries.
         images: Inputs that are images.
         class_labels: The classes, in the order of the first output's last axis; none: no classifier.
+        shapes: The shapes of inputs with open dimensions.
 
     Raises:
         InputError: An image input or the labels do not fit the program.
@@ -204,13 +161,13 @@ def save(
     function = program.functions["main"]
     pictures = {each.name: each.core_ml(function.inputs.get(each.name)) for each in images}
     extra: dict[str, Any] = {}
-    if pictures:
+    if pictures or shapes:
         extra["inputs"] = [
-            pictures.get(name) or ct.TensorType(name=name, shape=tuple(variable.shape))
+            pictures.get(name) or tensor_type(name, (shapes or {}).get(name) or tuple(variable.shape))
             for name, variable in function.inputs.items()
         ]
     if class_labels:
-        _check_labels(class_labels, function.outputs[0])
+        check_labels(class_labels, function.outputs[0])
         extra["classifier_config"] = ct.ClassifierConfig(list(class_labels))
     precision = ct.precision.FLOAT16 if half else ct.precision.FLOAT32
     with toolkit.quiet():
