@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from optkit.graph import argument
 from optkit_targets.coreml.lowering.forms import cast, dims, dtype, is_float, label, reshaped, transposed
 from optkit_targets.coreml.lowering.scope import CannotLower, Scope
 from optkit_targets.coreml.lowering.table import lowers
@@ -177,17 +178,20 @@ def _written_out(
     return scope.mb.matmul(x=weights, y=value), scores if mode == SCORES else weights
 
 
-def fused(scope: Scope, weights: Any, values: Any) -> Any | None:
-    """Return MIL's attention in place of ``matmul(weights, values)``, where ``weights`` were just written as one.
+def fused(scope: Scope, node: ir.Node, weights: Any, values: Any) -> Any | None:
+    """Return MIL's attention in place of a node that multiplies values by weights, where those were written as its own.
 
     ::
 
         matmul(q, kᵀ) ─▶ [mul | real_div] ─▶ [add mask] ─▶ softmax ─▶ matmul(·, v)
 
     Returns:
-        The attention; None where the deployment target lacks it or the operations before are others. Those that
-        nothing else reads are gone from the program when it is saved.
+        The attention; None where the deployment target lacks it, the operations before are others, or the weights
+        are read elsewhere too. The operations before, which nothing reads any more, are not saved.
     """
+    read = argument(node, 0)
+    if read is None or len(read.uses()) > 1 or read.is_graph_output():
+        return None
     if scope.deployment < NATIVE or _kind(weights) != "softmax" or not is_float(values):
         return None
     rank = len(dims(weights))

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optkit.graph import argument
+from optkit_targets.coreml.lowering.attention import fused
 from optkit_targets.coreml.lowering.forms import dims, is_float, reshaped, wide
 from optkit_targets.coreml.lowering.scope import Scope
 from optkit_targets.coreml.lowering.table import lowers
@@ -27,6 +28,9 @@ def matmul(scope: Scope, node: ir.Node) -> Any:
         if weight is not None:
             return write.linear(x=x, weight=weight)
     y = wide(scope, node, 1)
+    attention = fused(scope, node, x, y)
+    if attention is not None:
+        return attention
     left, right = dims(x), dims(y)
     row = reshaped(scope, x, (1, *left)) if len(left) == 1 else x
     column = reshaped(scope, y, (*right, 1)) if len(right) == 1 else y
