@@ -129,6 +129,24 @@ def test_integers_are_multiplied_from_generation_16_on(chip: str, precision: str
     assert found["QuantizeLinear"].precision == "-"
 
 
+def test_only_products_are_said_to_be_multiplied() -> None:
+    pooled = model(
+        "float[1,1,4,4] x",
+        "float[1,1,2,2] y",
+        """
+        xq = QuantizeLinear (x, s, z)
+        xd = DequantizeLinear (xq, s, z)
+        p = MaxPool <kernel_shape = [3,3]> (xd)
+        pq = QuantizeLinear (p, s, z)
+        y = DequantizeLinear (pq, s, z)
+        """,
+        constants="float s = {0.1}, uint8 z = {128}",
+    )
+    found = {p.op_type: p for p in placed(pooled)}
+    assert found["MaxPool"].precision == "float16"
+    assert found["QuantizeLinear"].reason == "converts between floats and 8-bit integers"
+
+
 @pytest.mark.parametrize(("chip", "expanded"), [(H13, True), (H14, False)])
 def test_constants_say_whether_they_are_read_as_stored(chip: str, expanded: bool) -> None:
     weight = next(p for p in placed(QUANTIZED, chip) if "constant" in p.reason)

@@ -149,6 +149,17 @@ def test_weights_stream_as_they_are_stored(phone: Target) -> None:
     assert price_all([token], phone).total.seconds == pytest.approx(14.76e-3, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("side", "byte", "milliseconds"),
+    [(2048, 2, 0.290), (2048, 1, 0.253), (4096, 2, 0.740), (4096, 1, 0.447), (8192, 2, 2.610), (8192, 1, 1.351)],
+)
+def test_single_products_take_what_was_measured_on_an_m2(side: int, byte: int, milliseconds: float) -> None:
+    """The table of ane-guide's chapter 7, to which nothing was fitted; int8 weights are read as they are stored."""
+    work = Work("g", "MatMul", "gemm", dtype="float16", macs=side**2, weight_bytes=byte * side**2, m=1, n=side, k=side)
+    seconds = price_all([work], load_target("apple-m2-ane")).total.seconds
+    assert 0.75 < milliseconds * 1e-3 / seconds < 1.25
+
+
 MLP = load_text(
     """<ir_version: 10, opset_import: ["" : 21]> net (float[1,256] x) => (float[1,256] y)
     { h = MatMul (x, w) a = Relu (h) y = MatMul (a, w) }""".replace("x)", "x, float[256,256] w)", 1)

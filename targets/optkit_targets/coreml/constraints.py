@@ -17,11 +17,11 @@ from optkit.graph import bodies, is_constant, is_unused, static_shape
 from optkit_targets.coreml.limits import Limits
 
 SOURCES = {
-    "guide 4": "sbryngelson/ane-guide, part-1-machine/04-capability-surface.md@b7565c53c18e (arXiv 2606.22283: one "
+    "ane-guide 4": "sbryngelson/ane-guide, part-1-machine/04-capability-surface.md@b7565c53c18e (arXiv 2606.22283: one "
     "author's reverse engineering, not replicated; measured on M1, M2 and M5, decoded elsewhere)",
-    "guide 12": "the same, part-3-performance/12-cross-chip.md@9eb1afe95cdc",
-    "guide 19": "the same, part-5-practice/19-pitfalls-and-limits.md@b7565c53c18e",
-    "guide A": "the same, appendices/a-op-device-matrix.md@b7565c53c18e",
+    "ane-guide 12": "the same, part-3-performance/12-cross-chip.md@9eb1afe95cdc",
+    "ane-guide 19": "the same, part-5-practice/19-pitfalls-and-limits.md@b7565c53c18e",
+    "ane-guide A": "the same, appendices/a-op-device-matrix.md@b7565c53c18e",
     "hollance": "hollance/neural-engine, docs/unsupported-layers.md@06a7632ebb14 (2019 to 2021, partly guesses)",
     "coremltools#1780": "an engineer of Apple in apple/coremltools, issue 1780: RNN and LSTM are not supported",
     "coremltools#1103": "apple/coremltools, issue 1103: gather takes as long on the CPU alone",
@@ -32,13 +32,13 @@ SOURCES = {
     "lookup are executed on the CPU",
 }
 REJECTED = {
-    "dilated convolutions (hollance)": "they compile on the M1 (guide 4)",
-    "broadcasting and operators of any rank (hollance)": "said of the layers of 2019, not of ML programs; guide A has "
-    "the elementwise operators on every generation",
-    "pooling windows above 13, strides above 2, upsampling by more than 2": "said before guide A, which has windows of "
-    "up to 29",
-    "reductions and softmax over 192 elements or more (guide A)": "they take another route, with the same result",
-    "wider kernels in formats other than fp16 (guide A: 29 and 32)": "no source says when Core ML uses them",
+    "dilated convolutions (hollance)": "they compile on the M1 (ane-guide 4)",
+    "broadcasting and operators of any rank (hollance)": "said of the layers of 2019, not of ML programs; ane-guide A "
+    "has the elementwise operators on every generation",
+    "pooling windows above 13, strides above 2, upsampling by more than 2": "said before ane-guide A, which has windows "
+    "of up to 29",
+    "reductions and softmax over 192 elements or more (ane-guide A)": "they take another route, with the same result",
+    "wider kernels in formats other than fp16 (ane-guide A: 29 and 32)": "no source says when Core ML uses them",
     "programs too small to be worth a dispatch": "Core ML leaves a product of 4 x 4 to the CPU (vx-lang/Vx#436); no "
     "source gives the size from which it does not",
 }
@@ -98,7 +98,7 @@ def says(*sources: str) -> Callable[[Check], Constraint]:
     return lambda check: Constraint(check, sources)
 
 
-@says("guide A")
+@says("ane-guide A")
 def body(node: ir.Node, engine: Engine) -> str:
     """Nodes with bodies, and the nodes in them, have no code on the engine."""
     if bodies(node):
@@ -106,7 +106,7 @@ def body(node: ir.Node, engine: Engine) -> str:
     return "" if node.graph is engine.main else "in a body"
 
 
-@says("typed execution", "guide 4")
+@says("typed execution", "ane-guide 4")
 def float32(node: ir.Node, engine: Engine) -> str:
     """Floats must be computed in fp16: what is kept in float32 is for the CPU and GPU."""
     if engine.half or node.op_type == "Cast":
@@ -115,7 +115,7 @@ def float32(node: ir.Node, engine: Engine) -> str:
     return "" if kept is None else f"'{kept}' is float32"
 
 
-@says("guide 4", "guide 19", "flexible inputs")
+@says("ane-guide 4", "ane-guide 19", "flexible inputs")
 def shapes(node: ir.Node, engine: Engine) -> str:
     """All dimensions must be known, and none may be 0."""
     for value in values(node):
@@ -127,7 +127,7 @@ def shapes(node: ir.Node, engine: Engine) -> str:
     return ""
 
 
-@says("guide 4")
+@says("ane-guide 4")
 def types(node: ir.Node, engine: Engine) -> str:
     """What a run computes must be floats or flags: the engine has no arithmetic on integers, nor casts to them."""
     checked = [value for value in node.inputs[:1] if value is not None and not is_constant(value)]
@@ -137,7 +137,7 @@ def types(node: ir.Node, engine: Engine) -> str:
     return ""
 
 
-@says("guide 4", "guide A")
+@says("ane-guide 4", "ane-guide A")
 def rank(node: ir.Node, engine: Engine) -> str:
     """No tensor may have more dimensions than the engine has axes."""
     most = int(engine.limits.max_rank.value)
@@ -148,7 +148,7 @@ def rank(node: ir.Node, engine: Engine) -> str:
     return ""
 
 
-@says("guide 4", "guide 12", "guide A")
+@says("ane-guide 4", "ane-guide 12", "ane-guide A")
 def dimensions(node: ir.Node, engine: Engine) -> str:
     """No axis may be longer than the engine addresses; that of channels, third from the end of four, may be longer."""
     for value in activations(node):

@@ -1,6 +1,6 @@
 """What the Neural Engine asks of single operators; see `optkit_targets.coreml.constraints`.
 
-Guide A's table is of MIL's operators: what stands for an ONNX operator here is what lowering/ writes for it.
+The table of ane-guide A is of MIL's operators: what stands for an ONNX operator here is what lowering/ writes for it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SECOND, THIRD = 14, 15  # generations: M2 and A15, M3 and A16
 FACTORS = (2, 3, 4, 8)  # by which the engine repeats and rearranges
 IMAGE = 4  # axes of what a convolution reads
 
-# Operators that guide A has on every generation, or that lowering/ writes in such: no constraint of their own.
+# Operators that ane-guide A has on every generation, or that lowering/ writes in such: no constraint of their own.
 PLAIN_NAMES = """
 Abs Add Atan AveragePool BatchNormalization Cast CastLike Ceil Celu Clip Concat Conv ConvTranspose DepthToSpace
 DequantizeLinear Div Dropout Einsum Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm
@@ -44,62 +44,62 @@ def only(*operators: str) -> Callable[[Callable[[ir.Node, Engine], str]], Callab
     return narrow
 
 
-@says("guide A")
+@says("ane-guide A")
 def domain(node: ir.Node, engine: Engine) -> str:
     """The operator must be ONNX's own: for others nobody says what the engine does with them."""
     return "" if node.domain in ("", "ai.onnx") else f"domain '{node.domain}'"
 
 
-@says("coremltools#1780", "guide A", "hollance")
+@says("coremltools#1780", "ane-guide A", "hollance")
 @only("LSTM", "GRU", "RNN")
 def recurrent(node: ir.Node, engine: Engine) -> str:
     """Recurrent cells have no form on the engine."""
     return node.op_type
 
 
-@says("guide A")
+@says("ane-guide A")
 @only("Scatter", "ScatterElements", "ScatterND", "TensorScatter")
 def scatter(node: ir.Node, engine: Engine) -> str:
     """Scattering has no form on the engine."""
     return node.op_type
 
 
-@says("guide A")
+@says("ane-guide A")
 @only("NonZero", "Unique", "Compress", "NonMaxSuppression")
 def counting(node: ir.Node, engine: Engine) -> str:
     """Operators whose result has as many elements as values demand have no form on the engine."""
     return node.op_type
 
 
-@says("guide A")
+@says("ane-guide A")
 @only("And", "Or", "Xor", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "BitShift")
 def logic(node: ir.Node, engine: Engine) -> str:
     """Flags and bits are combined elsewhere: of logic the engine has the negation alone."""
     return node.op_type
 
 
-@says("guide A")
+@says("ane-guide A")
 @only("ReduceProd", "CumProd", "Mod")
 def product(node: ir.Node, engine: Engine) -> str:
     """Products over an axis and remainders have no form on the engine."""
     return node.op_type
 
 
-@says("guide A")
+@says("ane-guide A")
 @only("OneHot", "Hardmax", "Trilu", "ReverseSequence", "Shape", "Size", "EyeLike", "Range")
 def table(node: ir.Node, engine: Engine) -> str:
     """Masks, one-hot vectors and ranges are computed elsewhere."""
     return node.op_type
 
 
-@says("guide A")
+@says("ane-guide A")
 @only("Tan", "Asin", "Acos", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh")
 def trigonometry(node: ir.Node, engine: Engine) -> str:
     """Of the trigonometric and hyperbolic functions the engine has sine, cosine, arc tangent and tanh alone."""
     return node.op_type
 
 
-@says("guide A")
+@says("ane-guide A")
 @only("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 def random(node: ir.Node, engine: Engine) -> str:
     """Random numbers are drawn elsewhere; uniform ones the engine draws from generation 15 on."""
@@ -107,42 +107,42 @@ def random(node: ir.Node, engine: Engine) -> str:
     return "" if uniform else node.op_type
 
 
-@says("guide A")
+@says("ane-guide A")
 @only("CumSum")
 def running_sum(node: ir.Node, engine: Engine) -> str:
     """Running sums are reached by a route of the engine's runtime that Core ML does not take."""
     return node.op_type
 
 
-@says("guide A", "guide 12")
+@says("ane-guide A", "ane-guide 12")
 @only("Sin", "Cos")
 def sine(node: ir.Node, engine: Engine) -> str:
     """Sine and cosine need generation 15 (M3, A16)."""
     return _older(engine, THIRD)
 
 
-@says("guide A")
+@says("ane-guide A")
 @only("ArgMin")
 def smallest(node: ir.Node, engine: Engine) -> str:
     """The place of the smallest element needs generation 15 (M3, A16)."""
     return _older(engine, THIRD)
 
 
-@says("guide A")
+@says("ane-guide A")
 @only("TopK")
 def sort(node: ir.Node, engine: Engine) -> str:
     """Sorting needs generation 14 (M2, A15)."""
     return _older(engine, SECOND)
 
 
-@says("guide A", "guide 12")
+@says("ane-guide A", "ane-guide 12")
 @only("GridSample", "RoiAlign")
 def sampling(node: ir.Node, engine: Engine) -> str:
     """Sampling at computed places needs the texture engine of generation 14 (M2, A15)."""
     return _older(engine, SECOND)
 
 
-@says("guide A")
+@says("ane-guide A")
 @only("Pad")
 def padding(node: ir.Node, engine: Engine) -> str:
     """Padding with anything but a constant needs the texture engine of generation 14 (M2, A15)."""
@@ -159,14 +159,14 @@ def lookup(node: ir.Node, engine: Engine) -> str:
     return "" if is_constant(indices) else f"the indices '{indices.name if indices else ''}' are computed or fed"
 
 
-@says("guide A", "guide 4")
+@says("ane-guide A", "ane-guide 4")
 @only("Gather", "GatherElements", "GatherND")
 def gather(node: ir.Node, engine: Engine) -> str:
     """Picking elements by constant indices needs generation 14 (M2, A15)."""
     return _older(engine, SECOND)
 
 
-@says("guide 4", "guide A")
+@says("ane-guide 4", "ane-guide A")
 @only("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool")
 def volume(node: ir.Node, engine: Engine) -> str:
     """Convolution and pooling have two spatial axes at most: three are advertised, and compile nowhere."""
@@ -174,7 +174,7 @@ def volume(node: ir.Node, engine: Engine) -> str:
     return f"{len(shape) - 2} spatial axes" if shape is not None and len(shape) > IMAGE else ""
 
 
-@says("guide 4", "guide 12", "guide A")
+@says("ane-guide 4", "ane-guide 12", "ane-guide A")
 @only("Conv", "ConvTranspose")
 def kernel(node: ir.Node, engine: Engine) -> str:
     """A kernel may not be larger than the engine's."""
@@ -186,7 +186,7 @@ def kernel(node: ir.Node, engine: Engine) -> str:
     return ""
 
 
-@says("guide 19")
+@says("ane-guide 19")
 @only("Conv", "ConvTranspose")
 def computed_kernel(node: ir.Node, engine: Engine) -> str:
     """A kernel that a run computes serves a batch of one alone."""
@@ -194,7 +194,7 @@ def computed_kernel(node: ir.Node, engine: Engine) -> str:
     return f"batch of {shape[0]}" if not _stored(weight) and shape and shape[0] > 1 else ""
 
 
-@says("guide A")
+@says("ane-guide A")
 @only("MaxPool", "AveragePool", "LpPool")
 def window(node: ir.Node, engine: Engine) -> str:
     """A pooling window may not be larger than the engine's."""
@@ -203,7 +203,7 @@ def window(node: ir.Node, engine: Engine) -> str:
     return f"{largest} elements, at most {most:g}" if largest > most else ""
 
 
-@says("guide 4")
+@says("ane-guide 4")
 @only("MatMul", "Gemm", "Einsum")
 def matmul(node: ir.Node, engine: Engine) -> str:
     """Operands of a matrix product have fewer dimensions than other tensors."""
@@ -212,7 +212,7 @@ def matmul(node: ir.Node, engine: Engine) -> str:
     return f"{max(ranks)} dimensions, at most {most:g}" if ranks and max(ranks) > most else ""
 
 
-@says("guide A")
+@says("ane-guide A")
 @only("PRelu")
 def slopes(node: ir.Node, engine: Engine) -> str:
     """PRelu needs an axis of channels: three dimensions or more."""
@@ -220,7 +220,7 @@ def slopes(node: ir.Node, engine: Engine) -> str:
     return f"{len(shape)} dimensions" if shape is not None and len(shape) < IMAGE - 1 else ""
 
 
-@says("guide A")
+@says("ane-guide A")
 @only("Tile", "DepthToSpace", "SpaceToDepth")
 def factors(node: ir.Node, engine: Engine) -> str:
     """Tensors are repeated, and blocks of pixels rearranged, by 2, 3, 4 and 8, one after the other."""
@@ -231,7 +231,7 @@ def factors(node: ir.Node, engine: Engine) -> str:
     return "" if wrong is None else f"by {wrong}"
 
 
-@says("guide A")
+@says("ane-guide A")
 def documented(node: ir.Node, engine: Engine) -> str:
     """The operator must be one that somebody saw on the engine."""
     uniform = node.op_type.startswith("RandomUniform") and engine.generation >= THIRD

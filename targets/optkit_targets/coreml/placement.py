@@ -21,6 +21,7 @@ from optkit_targets.coreml.operator_constraints import ALL, THIRD
 ENGINE, OTHER = "likely ANE", "likely GPU/CPU"
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 INTEGER_PRODUCTS = 16  # the generation (M4, A17 Pro) that multiplies int8 faster than fp16
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 STREAMED = {"channel": 14, "block": 15}  # from which on integers of constants are read as they are stored
 MOVING_NAMES = """
 Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Identity Pad Reshape Slice SpaceToDepth Split Squeeze
@@ -49,7 +50,8 @@ def place(model: ir.Model, target: Target) -> list[Placement]:
         elif reason := violation(node, engine, ALL):
             found.append(Placement(node.name or "", node.op_type, OTHER, _precision(node, engine), False, reason))
         else:
-            integer = node in group.integer and engine.generation >= INTEGER_PRODUCTS
+            product = node.op_type in PRODUCTS and node in group.integer
+            integer = product and engine.generation >= INTEGER_PRODUCTS
             precision = "int8" if integer else _precision(node, engine)
             found.append(
                 Placement(node.name or "", node.op_type, ENGINE, precision, True, _why(node, engine, integer=integer))
@@ -87,8 +89,8 @@ def _why(node: ir.Node, engine: Engine, *, integer: bool) -> str:
 def saturating_slice(node: ir.Node, engine: Engine) -> str:
     """Return a warning for a slice of the last axis that does not begin at its start.
 
-    Generations 13 and 14 copy it as fixed-point numbers: what is larger than 4094 in magnitude becomes infinite (guide
-    19, measured on M1 and M2).
+    Generations 13 and 14 copy it as fixed-point numbers: what is larger than 4094 in magnitude becomes infinite
+    (ane-guide 19, measured on M1 and M2).
     """
     shape = static_shape(argument(node, 0))
     if node.op_type not in ("Slice", "Split") or engine.generation >= THIRD or not shape:
@@ -102,22 +104,22 @@ def saturating_slice(node: ir.Node, engine: Engine) -> str:
         offset = begins.get(len(shape) - 1, 0) not in (0, -shape[-1])
     else:
         offset = node.attributes.get_int("axis", 0) % len(shape) == len(shape) - 1
-    return "what exceeds 4094 in magnitude becomes infinite there [guide 19]" if offset else ""
+    return "what exceeds 4094 in magnitude becomes infinite there [ane-guide 19]" if offset else ""
 
 
 def _constant(node: ir.Node, engine: Engine) -> Placement:
     """Return the placement of a node that makes a constant: how the engine reads it."""
     if LUT_BITS_KEY in node.metadata_props:
-        reason = "part of a constant: palettes are read as they are stored [guide A]"
+        reason = "part of a constant: palettes are read as they are stored [ane-guide A]"
     elif node.op_type == DEQUANTIZE:
         scale = constant(argument(node, 1))
         blocks = node.attributes.get_int("block_size", 0) or (scale is not None and scale.ndim > 1)
         since = STREAMED["block" if blocks else "channel"]
         if engine.generation >= since:
-            reason = "part of a constant: integers are read as they are stored [guide A]"
+            reason = "part of a constant: integers are read as they are stored [ane-guide A]"
         else:
             what = "blocks of integers" if blocks else "integers"
-            reason = f"part of a constant: {what} are expanded to fp16 before generation {since} [guide A]"
+            reason = f"part of a constant: {what} are expanded to fp16 before generation {since} [ane-guide A]"
     else:
         reason = "part of a constant, computed when the package is made"
     return Placement(node.name or "", node.op_type, ENGINE, "-", True, reason)
