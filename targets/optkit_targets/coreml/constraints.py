@@ -35,8 +35,8 @@ REJECTED = {
     "dilated convolutions (hollance)": "they compile on the M1 (ane-guide 4)",
     "broadcasting and operators of any rank (hollance)": "said of the layers of 2019, not of ML programs; ane-guide A "
     "has the elementwise operators on every generation",
-    "pooling windows above 13, strides above 2, upsampling by more than 2": "said before ane-guide A, which has windows "
-    "of up to 29",
+    "pooling windows above 13, strides above 2, upsampling by more than 2": "said before ane-guide A, which has "
+    "windows of up to 29",
     "reductions and softmax over 192 elements or more (ane-guide A)": "they take another route, with the same result",
     "wider kernels in formats other than fp16 (ane-guide A: 29 and 32)": "no source says when Core ML uses them",
     "programs too small to be worth a dispatch": "Core ML leaves a product of 4 x 4 to the CPU (vx-lang/Vx#436); no "
