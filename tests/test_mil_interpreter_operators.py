@@ -288,7 +288,8 @@ def test_normalizations(tmp_path: Path) -> None:
             "layer": mb.layer_norm(x=x, axes=[2, 3], gamma=wide, beta=shift, epsilon=1e-3),
             "plain": mb.layer_norm(x=x, axes=[-1]),
             "l2": mb.l2_norm(x=x, epsilon=1e-3),
-            "local": mb.local_response_norm(x=x, size=2, alpha=0.3, beta=0.7, k=1.5),
+            "local": mb.local_response_norm(x=x, size=3, alpha=0.3, beta=0.7, k=1.5),
+            "even": mb.local_response_norm(x=x, size=4, alpha=0.4, beta=0.7, k=1.5),
         }
 
     found = run(tmp_path, build, {"x": x})
@@ -297,8 +298,8 @@ def test_normalizations(tmp_path: Path) -> None:
     close(found["layer"], onnx("LayerNormalization", x, wide, shift, axis=2, epsilon=1e-3)[0])
     close(found["plain"], onnx("LayerNormalization", x, np.ones(5, np.float32), axis=-1)[0])
     close(found["l2"], x / np.sqrt((x**2).sum((1, 2, 3), keepdims=True) + 1e-3))
-    squares = np.pad(x**2, [(0, 0), (1, 0), (0, 0), (0, 0)])  # a window of two reaches one channel back
-    close(found["local"], x / (1.5 + 0.15 * (squares[:, :3] + squares[:, 1:])) ** 0.7)
+    close(found["local"], onnx("LRN", x, size=3, alpha=0.3, beta=0.7, bias=1.5)[0])
+    close(found["even"], found["local"])  # the same sum: of an even size, one channel less counts
 
 
 def test_reductions(tmp_path: Path) -> None:

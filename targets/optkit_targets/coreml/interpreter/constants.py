@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,10 +20,15 @@ MODEL_PATH = "@model_path/"  # what the paths of weight files begin with: the fo
 
 @dataclass(frozen=True)
 class TensorType:
-    """The type of a tensor: its elements, and its shape, None where a dimension is open."""
+    """The type of a tensor: its elements, and its shape, None where a dimension is open, or how many there are."""
 
     element: ElementType
-    shape: tuple[int | None, ...]
+    shape: tuple[int | None, ...] | None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape of a tensor whose dimensions are all known, as those of constants and states are."""
+        return tuple(size or 0 for size in self.shape or ())
 
 
 @dataclass(frozen=True)
@@ -107,8 +113,26 @@ def tensor_type(type_: Any, name: str) -> TensorType:
     if kind != "tensorType" or element is None:
         what = _type_name(type_) or (kind or "nothing").removesuffix("Type")
         raise InputError(f"'{name}' is of type {what}, which this interpreter does not have")
-    sizes = [dim.constant.size if dim.HasField("constant") else None for dim in type_.tensorType.dimensions]
-    return TensorType(element, tuple(None if size is None else int(size) for size in sizes))
+    dimensions = type_.tensorType.dimensions
+    if any(dim.unknown.variadic for dim in dimensions):
+        return TensorType(element, None)
+    return TensorType(
+        element, tuple(int(dim.constant.size) if dim.HasField("constant") else None for dim in dimensions)
+    )
+
+
+def fits(shape: Sequence[int], declared: Sequence[int | None] | None) -> bool:
+    """Return whether a shape is what is declared."""
+    if declared is None:
+        return True
+    return len(shape) == len(declared) and all(
+        size in (None, found) for size, found in zip(declared, shape, strict=True)
+    )
+
+
+def shown(shape: Sequence[int | None] | None) -> str:
+    """Return a shape as errors show it: ``[2, ?]``."""
+    return "[...]" if shape is None else "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
 
 
 def _type_name(type_: Any) -> str:
@@ -135,14 +159,12 @@ def _immediate(tensor: Any, wanted: TensorType) -> tuple[np.ndarray, int]:
         return flat, flat.nbytes
     raw = np.frombuffer(values, np.uint8)
     if element.packed:
-        count = int(np.prod([size or 0 for size in wanted.shape], dtype=np.int64))
-        return unpack(raw, element.bits, count, signed=element.signed), raw.size
+        return unpack(raw, element.bits, math.prod(wanted.sizes), signed=element.signed), raw.size
     return raw.view(element.dtype), raw.size
 
 
 def _shaped(flat: np.ndarray, wanted: TensorType, name: str) -> np.ndarray:
-    shape = tuple(size or 0 for size in wanted.shape)
-    if flat.size != np.prod(shape, dtype=np.int64):
-        what = f"the constant '{name}' has {flat.size} elements, which do not make its shape {list(shape)}"
+    if flat.size != math.prod(wanted.sizes):
+        what = f"the constant '{name}' has {flat.size} elements, which do not make its shape {list(wanted.sizes)}"
         raise InputError(what, hint=ANOTHER_PACKAGE)
-    return flat.reshape(shape)
+    return flat.reshape(wanted.sizes)

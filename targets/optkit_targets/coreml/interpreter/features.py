@@ -10,7 +10,7 @@ import numpy as np
 
 from optkit.errors import InputError, did_you_mean
 from optkit_targets.coreml import toolkit
-from optkit_targets.coreml.interpreter.constants import TensorType
+from optkit_targets.coreml.interpreter.constants import TensorType, fits, shown
 from optkit_targets.coreml.interpreter.program import Function
 
 GRAY, COLOURS = 1, 3  # channels
@@ -49,13 +49,13 @@ class Feature:
     Attributes:
         name: Its name.
         dtype: Its elements, as NumPy calls them.
-        shape: Its shape, None where a dimension is open.
+        shape: Its shape, None where a dimension is open, or how many there are.
         image: How an image becomes this tensor, where the package takes one.
     """
 
     name: str
     dtype: str
-    shape: tuple[int | None, ...]
+    shape: tuple[int | None, ...] | None
     image: Image | None = None
 
     def array(self, given: Any) -> np.ndarray:
@@ -66,15 +66,14 @@ class Feature:
         """
         value = np.asarray(given)
         try:
-            if self.image is not None and value.ndim < len(self.shape):
+            if self.image is not None and value.ndim < len(self.shape or ()):
                 value = self.image.tensor(value)
         except ValueError as error:
             raise InputError(f"the input '{self.name}' does not fit: {error}") from error
-        fits = len(value.shape) == len(self.shape) and all(
-            wanted in (None, size) for wanted, size in zip(self.shape, value.shape, strict=True)
-        )
-        if not fits:
-            what = f"the input '{self.name}' has shape {list(value.shape)}, and the package takes {_open(self.shape)}"
+        if self.shape == () and value.shape == (1,):
+            value = value.reshape(())  # Core ML has no scalars: it takes one element for them
+        if not fits(value.shape, self.shape):
+            what = f"the input '{self.name}' has shape {list(value.shape)}, and the package takes {shown(self.shape)}"
             raise InputError(what)
         wanted = np.dtype(self.dtype)
         if value.dtype.kind not in "fiub" or (value.dtype.kind == "f" and wanted.kind in "iu"):
@@ -130,7 +129,3 @@ def _image(description: Any) -> Image | None:
     image = description.type.imageType
     spaces = toolkit.proto().FeatureTypes__pb2.ImageFeatureType.ColorSpace
     return Image(str(spaces.Name(image.colorSpace)), int(image.height), int(image.width))
-
-
-def _open(shape: tuple[int | None, ...]) -> str:
-    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"

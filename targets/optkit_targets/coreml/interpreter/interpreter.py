@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from optkit.errors import InputError
-from optkit_targets.coreml.interpreter.constants import TensorType
 from optkit_targets.coreml.interpreter.features import Feature, arrays, inputs_of, outputs_of
 from optkit_targets.coreml.interpreter.plan import Plan, Step, execute, plan, settled, value_of
 from optkit_targets.coreml.interpreter.program import Function, Operation, read_program
@@ -63,7 +62,7 @@ class Interpreter:
 
     def new_state(self) -> dict[str, np.ndarray]:
         """Return the package's states as they are before the first run: zeros."""
-        return {name: np.zeros(_sizes(type_), type_.element.dtype) for name, type_ in self._function.states.items()}
+        return {name: np.zeros(type_.sizes, type_.element.dtype) for name, type_ in self._function.states.items()}
 
     def run(self, inputs: Mapping[str, Any], state: State | None = None) -> dict[str, np.ndarray]:
         """Return the outputs of one sample by name.
@@ -143,7 +142,3 @@ class _Run:
     def _write_state(self, step: Step, variables: dict[str, Any]) -> tuple[Any, ...]:
         self._state[str(step.operation.inputs["input"][0])] = value_of(step.operation.inputs["data"][0], variables)
         return ()
-
-
-def _sizes(type_: TensorType) -> tuple[int, ...]:
-    return tuple(size or 0 for size in type_.shape)

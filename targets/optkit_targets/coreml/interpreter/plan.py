@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from optkit.errors import InputError
-from optkit_targets.coreml.interpreter.constants import Constant
+from optkit_targets.coreml.interpreter.constants import Constant, fits, shown
 from optkit_targets.coreml.interpreter.kernels.table import VARIADIC, Kernel, kernels
 from optkit_targets.coreml.interpreter.program import Block, Function, Operation
 
@@ -194,10 +194,10 @@ def settled(operation: Operation, index: int, value: Any) -> Any:
     result = np.asarray(value)
     wanted = type_.element.dtype
     name = operation.outputs[index].name
-    sizes = zip(type_.shape, result.shape, strict=False)
-    if len(type_.shape) != result.ndim or any(size not in (None, found) for size, found in sizes):
-        declared = ["?" if size is None else size for size in type_.shape]
-        what = f"'{name}' ({operation.type}) has shape {list(result.shape)}, and the program declares {declared}"
+    if not fits(result.shape, type_.shape):
+        what = (
+            f"'{name}' ({operation.type}) has shape {list(result.shape)}, and the program declares {shown(type_.shape)}"
+        )
         raise InputError(what)
     if result.dtype == wanted:
         return result

@@ -67,8 +67,8 @@ def weights_of(block: Block) -> tuple[Weight, ...]:
 
 def _form(operation: Operation, forms: dict[str, _Form]) -> _Form:
     output = operation.outputs[-1]
-    shape = () if output.type is None else output.type.shape
-    form = _Form(output.name, operation.type, 0, math.prod(size or 0 for size in shape))
+    elements = 0 if output.type is None else math.prod(output.type.sizes)
+    form = _Form(output.name, operation.type, 0, elements)
     for bindings in operation.inputs.values():
         form.constants += [constant for constant in bindings if isinstance(constant, Constant)]
     for name in _names(operation):

@@ -71,16 +71,14 @@ def local_response_norm(
 ) -> Array:
     """Return ``x / (k + alpha / size * sum(x^2))^beta``, the sum over ``size`` channels around each.
 
-    Of an even number, one more lies before than after, as in PyTorch and not in ONNX (apple/coremltools, tests of the
-    operator).
+    Of an even size, the sum is over one channel less, as many before as after (apple/coremltools, tests of the operator).
     """
-    length = int(size)
-    before = length // 2
+    side = (int(size) - 1) // 2
     widths = [(0, 0)] * x.ndim
-    widths[1] = (before, length - 1 - before)
+    widths[1] = (side, side)
     squares = np.pad(np.square(x), widths)
-    total = sum((squares[:, offset : offset + x.shape[1]] for offset in range(length)), start=np.zeros_like(x))
-    return x / np.power(np.float32(k) + np.float32(alpha) / np.float32(length) * total, np.float32(beta))
+    total = sum((squares[:, offset : offset + x.shape[1]] for offset in range(2 * side + 1)), start=np.zeros_like(x))
+    return x / np.power(np.float32(k) + np.float32(alpha) / np.float32(size) * total, np.float32(beta))
 
 
 def _normalized(x: Array, axes: tuple[int, ...], epsilon: Array | float) -> Array:

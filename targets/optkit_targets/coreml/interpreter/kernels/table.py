@@ -24,6 +24,7 @@ FAMILIES = (
     "elementwise",
     "generation",
     "indexing",
+    "lists",
     "normalization",
     "pooling",
     "products",
@@ -36,7 +37,7 @@ FAMILIES = (
     "suppression",
     "warping",
 )
-VARIADIC = frozenset({"values", "ref_tensors", "begins", "ends", "end_masks", "loop_vars"})
+VARIADIC = frozenset({"values", "ref_tensors", "begins", "ends", "end_masks", "loop_vars", "elem_shape"})
 """Parameters that take several arguments, and are a tuple even where there is one."""
 
 

@@ -86,6 +86,8 @@ def crop_resize(
         images = [[int(row[0])] if len(row) > 4 else list(range(len(x))) for row in flat]
     else:
         raise ValueError("crop_resize has neither roi nor boxes")
+    if sampling_mode == "UNALIGN_CORNERS":  # documented for whole images alone
+        raise ValueError("crop_resize with UNALIGN_CORNERS is not executed")
     height, width = x.shape[-2:]
     crops = []
     for box, chosen in zip(boxes.astype(np.float64), images, strict=True):
