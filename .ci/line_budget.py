@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 MOST_LINES_OF_A_FILE = 400
-MOST_LINES_OF_THE_PRODUCT = 26_000  # optkit, passes and targets together; raise it in a commit that says why
+MOST_LINES_OF_THE_PRODUCT = 46_000  # optkit, passes and targets together; raise it in a commit that says why
 PRODUCT = ("optkit/", "passes/", "targets/")
 
 tracked = subprocess.run(["git", "ls-files", "*.py"], check=True, capture_output=True, text=True).stdout.split()
