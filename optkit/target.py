@@ -133,6 +133,7 @@ class Target(Frozen):
         kernel: The kernel table; first match wins.
         launch_seconds: What one run costs besides its nodes: the call into an accelerator.
         weights: Accepted weight formats by width (``int8``).
+        reads_palettes: Whether palettized weights are read as stored; other runtimes expand them on loading a model.
         activations: Accepted activation formats by width; ``dynamic``: those whose ranges are found at run time.
         precisions: Passes that end the pipeline, by the base name of a precision; options may hold placeholders (see
             `optkit.precision.values_for`).
@@ -159,6 +160,7 @@ class Target(Frozen):
     static_shapes: bool = False
     opset: Opset
     weights: Mapping[str, IntegerFormat] = {}
+    reads_palettes: bool = False
     activations: Mapping[str, IntegerFormat] = {}
     kernel: tuple[Kernel, ...] = ()
     launch_seconds: Quantity | None = None

@@ -52,6 +52,7 @@ class Work:
         operations: All other arithmetic, in operations of one vector lane, each run.
         weight_bytes: Bytes of stored constants, counted at the first work that uses them.
         weight_read_bytes: Bytes of constants read each run; None: ``weight_bytes``.
+        integer_read_bytes: Of those, the bytes of integers, which stay as wide where floats are kept in half the width.
         input_bytes: Bytes of activations read.
         output_bytes: Bytes of activations written.
         m: Rows of the matrix product: output pixels or tokens, batch included.
@@ -71,6 +72,7 @@ class Work:
     operations: int = 0
     weight_bytes: int = 0
     weight_read_bytes: int | None = None
+    integer_read_bytes: int = 0
     input_bytes: int = 0
     output_bytes: int = 0
     m: int | None = None
@@ -203,7 +205,8 @@ def price(work: Work, target: Target) -> NodeCost | Work:
     if work.kind == "view":
         overhead = 0.0
     halved = 2 if stand_in and _NARROWER.get(work.dtype) == stand_in else 1
-    read, moved = work.read_bytes // halved, work.activation_bytes // halved
+    integers = min(work.integer_read_bytes, work.read_bytes)
+    read, moved = integers + (work.read_bytes - integers) // halved, work.activation_bytes // halved
     memory_bytes = read + (0 if moved <= cache_bytes(target) else moved)
     bandwidth = target.main_memory.bytes_per_second
     compute_seconds = operations / (peak * efficiency) if operations else 0.0

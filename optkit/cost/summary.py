@@ -29,7 +29,8 @@ def cost_summary(model: ir.Model, target: Target, sample: Mapping[str, np.ndarra
     """
     sample = sample if sample is not None else random_samples(model, 1)[0]
     bound = with_shapes(model, sample=sample)
-    report = price_all(describe_static(bound, integer_bits(target)), target)
+    works = describe_static(bound, integer_bits(target), reads_palettes=target.reads_palettes)
+    report = price_all(works, target)
     rows = [*_rows(report)]
     int8 = sum(node.cost.macs for node in report.nodes if node.work.dtype == "int8")
     low, high = report.range_seconds or (None, None)

@@ -13,6 +13,7 @@ from optkit.cost.fused import DEQUANTIZE, INTEGER_BITS, Fused, fused
 from optkit.cost.roofline import Work
 from optkit.cost.shapes import static_shape, value_bytes, with_shapes
 from optkit.model.loading import tensors
+from optkit.quant.palette import palette_of
 
 ROWS_ONLY = frozenset({"Gather", "GatherElements", "GatherND", "GatherBlockQuantized", "Slice", "DynamicSlice"})
 # 8-bit integers of either sign run in the same instructions, and so do 16-bit ones.
@@ -41,14 +42,17 @@ def describe(
     return describe_static(with_shapes(model, shapes, sample))
 
 
-def describe_static(model: ir.Model, bits: Collection[int] = INTEGER_BITS) -> list[Work]:
+def describe_static(
+    model: ir.Model, bits: Collection[int] = INTEGER_BITS, *, reads_palettes: bool = False
+) -> list[Work]:
     """Return the work of a model whose values carry all shapes that can be known (`optkit.cost.shapes.with_shapes`).
 
     Args:
         model: The model; not changed.
         bits: Widths that integer operators take (`optkit.cost.roofline.integer_bits`).
+        reads_palettes: Whether palettized weights are read as indices and LUTs (`optkit.target.Target.reads_palettes`).
     """
-    return _describe(model.graph, set(), bits)
+    return _describe(model.graph, set(), bits, reads_palettes)
 
 
 def bytes_by_dtype(model: ir.Model) -> dict[str, int]:
@@ -65,7 +69,7 @@ def _dtype_name(dtype: ir.DataType) -> str:
     return {"FLOAT": "float32", "DOUBLE": "float64"}.get(dtype.name, dtype.name.lower())
 
 
-def _describe(graph: ir.Graph, seen: set[int], bits: Collection[int]) -> list[Work]:
+def _describe(graph: ir.Graph, seen: set[int], bits: Collection[int], reads_palettes: bool) -> list[Work]:
     groups = fused(graph, bits)
     covered: dict[ir.Node, list[ir.Node]] = {}
     for node, lead in groups.lead.items():
@@ -75,13 +79,13 @@ def _describe(graph: ir.Graph, seen: set[int], bits: Collection[int]) -> list[Wo
     works: list[Work] = []
     for node in graph:
         if node.op_type in ("If", "Loop", "Scan") and node.domain == "":
-            works += _control(node, seen, bits)
+            works += _control(node, seen, bits, reads_palettes)
         elif node not in groups.lead and node not in groups.loaded:
-            works.append(_node(node, covered.get(node, []), groups, seen))
+            works.append(_node(node, covered.get(node, []), groups, seen, reads_palettes))
     return works
 
 
-def _node(node: ir.Node, inside: Sequence[ir.Node], groups: Fused, seen: set[int]) -> Work:
+def _node(node: ir.Node, inside: Sequence[ir.Node], groups: Fused, seen: set[int], reads_palettes: bool) -> Work:
     """Describe one node together with the nodes that run inside it."""
     read = {id(v): v for v in (groups.read(node, value) for value in node.inputs if value is not None)}.values()
     written = list({id(v): v for v in map(groups.stored, node.outputs) if v.uses() or v.is_graph_output()}.values())
@@ -89,7 +93,11 @@ def _node(node: ir.Node, inside: Sequence[ir.Node], groups: Fused, seen: set[int
     stored, read_bytes = _weights([value for value in given if value.const_value], seen)
     expanded = dict.fromkeys(value for value in given if value in groups.expanded)
     stored += _weights((source for value in expanded for source in groups.expanded[value]), seen)[0]
-    read_bytes += sum(value_bytes(value) or 0 for value in expanded)
+    packed = {value: palette_of(value.producer()) for value in expanded if reads_palettes}
+    palettes = {value: palette for value, palette in packed.items() if palette is not None}
+    read_bytes += sum(value_bytes(value) or 0 for value in expanded if value not in palettes)
+    indices = sum(-(-palette.indices.size * palette.bits // 8) for palette in palettes.values())
+    read_bytes += indices + sum(palette.lut.nbytes for palette in palettes.values())
     work = Work(
         name=node.name or "",
         op_type=node.op_type,
@@ -97,8 +105,9 @@ def _node(node: ir.Node, inside: Sequence[ir.Node], groups: Fused, seen: set[int
         dtype=_arithmetic_dtype(node, groups),
         weight_bytes=stored,
         weight_read_bytes=None if read_bytes == stored else read_bytes,
+        integer_read_bytes=indices + _integer_bytes(given),
         covers=(node.name or "", *(n.name or "" for n in inside)),
-        note=_note(node, inside, groups),
+        note=_note(node, inside, groups, palettes),
     )
     if not is_known(node):
         domain = f"{node.domain}::" if node.domain else ""
@@ -153,6 +162,13 @@ def _weights(values: Iterable[ir.Value], seen: set[int]) -> tuple[int, int]:
     return first, every
 
 
+def _integer_bytes(values: Iterable[ir.Value]) -> int:
+    """Return the bytes of the constants that are integers."""
+    tensors_ = {id(value.const_value): value.const_value for value in values if value.const_value is not None}
+    kinds = (tensor for tensor in tensors_.values() if tensor.dtype != ir.DataType.STRING)
+    return sum(tensor.nbytes for tensor in kinds if not tensor.dtype.is_floating_point())
+
+
 def _arithmetic_dtype(node: ir.Node, groups: Fused) -> str:
     value = next((groups.read(node, value) for value in node.inputs if value is not None), None)
     dtype = value.dtype if value is not None else None
@@ -166,26 +182,27 @@ def _arithmetic_dtype(node: ir.Node, groups: Fused) -> str:
     return _ARITHMETIC.get(name, name)
 
 
-def _note(node: ir.Node, inside: Sequence[ir.Node], groups: Fused) -> str:
+def _note(node: ir.Node, inside: Sequence[ir.Node], groups: Fused, palettes: Collection[ir.Value]) -> str:
     activations = [n.op_type for n in inside if n.op_type not in ("QuantizeLinear", DEQUANTIZE)]
     notes = [f"{name} runs inside" for name in activations]
-    if any(n.op_type == DEQUANTIZE for n in inside) and node not in groups.integer:
+    if palettes or (any(n.op_type == DEQUANTIZE for n in inside) and node not in groups.integer):
         notes.append("weights are unpacked on the fly")
-    if any(value in groups.expanded for value in node.inputs if value is not None):
+    if any(value in groups.expanded and value not in palettes for value in node.inputs if value is not None):
         notes.append("constants are expanded when the model is loaded")
     return "; ".join(notes)
 
 
-def _control(node: ir.Node, seen: set[int], bits: Collection[int]) -> list[Work]:
+def _control(node: ir.Node, seen: set[int], bits: Collection[int], reads_palettes: bool) -> list[Work]:
     """Describe an If, Loop or Scan: its body's work, and an entry of its own that says how it was counted."""
     name = node.name or ""
     if node.op_type == "If":
-        branches = [_describe(node.attributes[key].as_graph(), seen, bits) for key in ("then_branch", "else_branch")]
+        graphs = [node.attributes[key].as_graph() for key in ("then_branch", "else_branch")]
+        branches = [_describe(graph, seen, bits, reads_palettes) for graph in graphs]
         heavy = max(branches, key=_weight)
         stored = sum(work.weight_bytes for branch in branches if branch is not heavy for work in branch)
         own = Work(name, "If", "view", weight_bytes=stored, weight_read_bytes=0 if stored else None, covers=(name,))
         return [replace(own, note="the branch with the most work is counted"), *heavy]
-    body = _describe(node.attributes["body"].as_graph(), seen, bits)
+    body = _describe(node.attributes["body"].as_graph(), seen, bits, reads_palettes)
     trips, note = _trips(node)
     own = Work(name, node.op_type, "view", covers=(name,), note=note)
     return [own, *(replace(work, count=work.count * trips) for work in body)]
