@@ -100,18 +100,20 @@ def _fitted(
         for fit in (False, True) if lut.shape[1] <= MOST_FITTED and zeros != "entry" else (False,):
             if fit:
                 pieces = [(piece.columns, piece.hessian, piece.cross) for piece in moments.pieces]
-                lut, indices = _sorted(fit_entries(given, lut, indices, block, pieces, fixed=first), indices, block, first)
+                lut, indices = _sorted(
+                    fit_entries(given, lut, indices, block, pieces, fixed=first), indices, block, first
+                )
                 lut = lut.astype(weight.dtype)
-            each = Palette(lut, np.ascontiguousarray(form.restore(indices)), found.bits, found.axis, found.channels_per_lut)
+            each = Palette(
+                lut, np.ascontiguousarray(form.restore(indices)), found.bits, found.axis, found.channels_per_lut
+            )
             error = moments.error(weight, each.weight)
             if error < least:
                 best, least = each, error
     return best
 
 
-def _sorted(
-    luts: np.ndarray, indices: np.ndarray, block: np.ndarray, first: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _sorted(luts: np.ndarray, indices: np.ndarray, block: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
     """Return LUTs in ascending order from ``first`` on, and the indices that mean the same in them."""
     order = np.argsort(luts[:, first:], axis=1, kind="stable") + first
     order = np.concatenate([np.tile(np.arange(first), (len(luts), 1)), order], axis=1)

@@ -9,7 +9,7 @@ network/model.onnx         the same network as ONNX, to look into
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ def _halved(model: ir.Model) -> bool:
     return not typed and model.metadata_props.get(FLOAT_KEY) != "float32"
 
 
-def _lowered(model: ir.Model, tried: Iterable[int], flexible: Sequence[FlexibleDim]) -> tuple[int, Any]:
+def _lowered(model: ir.Model, tried: Sequence[int], flexible: Sequence[FlexibleDim]) -> tuple[int, Any]:
     """Return the program for the first deployment target that has every form it needs.
 
     Raises:
@@ -145,7 +145,7 @@ def _lowered(model: ir.Model, tried: Iterable[int], flexible: Sequence[FlexibleD
     refusal: InputError | None = None
     for deployment in tried:
         try:
-            return deployment, program.lower(model, deployment, flexible)
+            return deployment, program.lower(model, deployment, flexible, settle=len(tried) == 1)
         except InputError as error:
             refusal = error
     assert refusal is not None

@@ -21,13 +21,14 @@ NAMED = 5  # nodes that an error names
 VOLATILE = ("com.github.apple.coremltools.conversion_date",)
 
 
-def lower(model: ir.Model, deployment: int, flexible: Sequence[FlexibleDim] = ()) -> Any:
+def lower(model: ir.Model, deployment: int, flexible: Sequence[FlexibleDim] = (), *, settle: bool = True) -> Any:
     """Return a model as a MIL program.
 
     Args:
         model: The model, with static shapes.
         deployment: The number in the deployment target (17 for iOS 17).
         flexible: Dimensions that stay open.
+        settle: Whether weights may take a wider form where only a later deployment target has the narrow one.
 
     Raises:
         GateError: An operator has no lowering; its nodes are named.
@@ -39,7 +40,7 @@ def lower(model: ir.Model, deployment: int, flexible: Sequence[FlexibleDim] = ()
         _check_input(value)
     mil, mb = toolkit.mil(), toolkit.builder()
     known = table()
-    scope = Scope(deployment)
+    scope = Scope(deployment, settle=settle)
     program = mil.Program()
     target = getattr(toolkit.coremltools().target, f"iOS{deployment}")
     symbols: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from optkit_targets.coreml.lowering.forms import dims, needs, reshaped
 from optkit_targets.coreml.lowering.padding import SAME, split, windows
 from optkit_targets.coreml.lowering.scope import CannotLower, Scope
 from optkit_targets.coreml.lowering.table import lowers
+from optkit_targets.coreml.lowering.weights import weight_input
 from optkit_targets.coreml.lowering.writing import Writer
 
 AXES = (1, 2, 3)
@@ -19,7 +20,7 @@ AXES = (1, 2, 3)
 @lowers("Conv")
 def conv(scope: Scope, node: ir.Node) -> Any:
     """Write a convolution; its pads are explicit, begin and end of each axis."""
-    x, weight, write = scope.input(node, 0), scope.input(node, 1), Writer(scope, node)
+    x, weight, write = scope.input(node, 0), weight_input(scope, node, 1), Writer(scope, node)
     moves = windows(scope, node, _spatial(x), dims(weight)[2:])
     if not weight.is_descendant_of_const and set(moves.dilations) != {1}:
         raise CannotLower("its weight is computed at run time, and MIL dilates constant ones alone")
@@ -65,7 +66,7 @@ def conv_transpose(scope: Scope, node: ir.Node) -> Any:
     The whole result of an axis has ``stride·(length - 1) + dilation·(kernel - 1) + 1`` elements, of which ``pads`` are
     dropped at either end; ``output_padding`` and ``output_shape`` ask for more, which hold the bias alone.
     """
-    x, weight, write = scope.input(node, 0), scope.input(node, 1), Writer(scope, node)
+    x, weight, write = scope.input(node, 0), weight_input(scope, node, 1), Writer(scope, node)
     if not weight.is_descendant_of_const:
         needs(scope, 17, "a transposed convolution with a computed weight")
     axes = len(_spatial(x))

@@ -77,6 +77,16 @@ def needs(scope: Scope, deployment: int, what: str) -> None:
         raise CannotLower(f"{what} needs the deployment target iOS {deployment}, this one is iOS {scope.deployment}")
 
 
+def prefers(scope: Scope, deployment: int, what: str) -> None:
+    """Refuse what a later deployment target has a smaller form for, if that one may be chosen instead.
+
+    Raises:
+        CannotLower: Names that target.
+    """
+    if not scope.settle:
+        needs(scope, deployment, what)
+
+
 def check_rank(rank: int, what: str = "a result") -> None:
     """Refuse more axes than a MIL tensor has.
 

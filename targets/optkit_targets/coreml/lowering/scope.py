@@ -54,11 +54,13 @@ class Scope:
     Attributes:
         mb: coremltools' builder, every operation named.
         deployment: The number in the deployment target: 15 for iOS 15, 18 for iOS 18.
+        settle: Whether a wider form does where only a later deployment target has the narrow one.
     """
 
-    def __init__(self, deployment: int) -> None:
+    def __init__(self, deployment: int, *, settle: bool = True) -> None:
         self.mb = Names(self)
         self.deployment = deployment
+        self.settle = settle
         self._variables: dict[ir.Value, Any] = {}
         self._taken: set[str] = set()
 
@@ -97,6 +99,10 @@ class Scope:
                 raise CannotLower(f"'{value.name}' is computed by nothing that was lowered")
             self._variables[value] = self.const(array, value.name or "")
         return self._variables[value]
+
+    def written(self, value: ir.Value) -> bool:
+        """Return whether something stands for a value already."""
+        return value in self._variables
 
     def constant(self, node: ir.Node, index: int) -> np.ndarray | None:
         """Return the numbers that a node reads at ``index``; None where they are computed or the input is left out."""

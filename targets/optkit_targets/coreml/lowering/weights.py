@@ -1,4 +1,4 @@
-"""Weights as they are stored: dense, as scaled integers, or as palettes; their axes are moved in the stored form."""
+"""Weights as they are stored: dense, pruned, as scaled integers, or as palettes; axes are moved in the stored form."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import onnx_ir as ir
 from optkit.graph import argument, constant
 from optkit.quant.palette import Palette, palette_of
 from optkit_targets.coreml import toolkit
-from optkit_targets.coreml.lowering.forms import needs
+from optkit_targets.coreml.lowering.forms import needs, prefers
 from optkit_targets.coreml.lowering.scope import CannotLower, Scope
 
 SMALL_BLOCK = 8  # smaller blocks cost more in scales than integers save
 PALETTE_BITS = (1, 2, 3, 4, 6, 8)  # of an index in Core ML's LUTs; before iOS 18 not 3
+FLOAT_BITS = 16  # of a weight that is not compressed
+WORTH = 1024  # bits: what keeping zeros apart must save, more than the second constant costs
 
 
 class Weight(Protocol):
@@ -32,7 +34,7 @@ class Weight(Protocol):
 
 @dataclass(frozen=True)
 class Dense:
-    """A weight as it is."""
+    """A weight as it is; of a pruned one that many are zeros, the others and one bit for each that says where."""
 
     array: np.ndarray
 
@@ -41,8 +43,14 @@ class Dense:
         return Dense(np.ascontiguousarray(self.array.transpose(perm)))
 
     def write(self, scope: Scope, name: str) -> Any:
-        """Write a constant."""
-        return scope.const(self.array, name)
+        """Write a constant, pruned as iOS 16 has it."""
+        mask = self.array != 0
+        if self.array.ndim < 2 or self.array.dtype.kind != "f" or not _pays(mask, FLOAT_BITS, FLOAT_BITS):
+            return scope.const(self.array, name)
+        if scope.deployment < 16:
+            prefers(scope, 16, "a pruned weight")
+            return scope.const(self.array, name)
+        return _sparse(scope, self.array[mask], mask, name)
 
 
 @dataclass(frozen=True)
@@ -109,10 +117,19 @@ class Palettized:
     def write(self, scope: Scope, name: str) -> Any:
         """Write one LUT as iOS 16 has it, several as iOS 18 does; wider indices where their width is none of MIL's."""
         needs(scope, 16, "a palettized weight")
-        one = len(self.palette.lut) == 1
-        if not one:
+        if len(self.palette.lut) > 1:
             needs(scope, 18, "a weight with several LUTs")
-        widths = [bits for bits in PALETTE_BITS if bits >= self.palette.bits and (scope.deployment >= 18 or bits != 3)]
+        entries = int(self.palette.lut.shape[1] - 1).bit_length()
+        widths = [bits for bits in PALETTE_BITS if bits >= max(entries, self.palette.bits)]
+        mask = self.palette.indices != 0
+        narrow = next(bits for bits in PALETTE_BITS if bits >= self.palette.bits)
+        if self.palette.sparse and _pays(mask, widths[0], narrow):
+            if scope.deployment >= 18:
+                return self._write_apart(scope, mask, narrow, name)
+            prefers(scope, 18, "a pruned weight with a LUT")
+        if scope.deployment < 18 and widths[0] == 3:
+            prefers(scope, 18, "a LUT of 3 bits")
+            del widths[0]
         bits = widths[0]
         luts = np.pad(self.palette.lut, ((0, 0), (0, (1 << bits) - self.palette.lut.shape[1])))
         indices = np.ascontiguousarray(self.palette.indices)
@@ -128,6 +145,19 @@ class Palettized:
             indices=indices.astype(stored), lut=self._tables(luts), name=scope.name(name)
         )
 
+    def _write_apart(self, scope: Scope, mask: np.ndarray, bits: int, name: str) -> Any:
+        """Write indices of the weights that are not 0, and a mask of those."""
+        indices = (self.palette.indices[mask] - 1).astype(toolkit.mil().types.string_to_nptype(f"uint{bits}"))
+        luts = self.palette.lut[:, 1:]
+        luts = np.pad(luts, ((0, 0), (0, (1 << bits) - luts.shape[1])))
+        found, values = scope.mb.constexpr_lut_to_sparse(
+            indices_mask=_bits(mask),
+            indices_nonzero_data=indices,
+            lut=self._tables(luts),
+            name=scope.name(name, "values"),
+        )
+        return scope.mb.constexpr_sparse_to_dense(nonzero_data=values, mask=found, name=scope.name(name))
+
     def _tables(self, luts: np.ndarray) -> np.ndarray:
         """Return LUTs, [blocks along each axis, entries, 1]; a short last block shares its LUT by fewer channels."""
         palette = self.palette
@@ -138,6 +168,40 @@ class Palettized:
             luts = luts[np.arange(0, channels, shared) // palette.channels_per_lut]
             shape[palette.axis] = len(luts)
         return luts.reshape(*shape, luts.shape[1], 1)
+
+
+def _pays(mask: np.ndarray, dense_bits: int, kept_bits: int) -> bool:
+    """Return whether a mask and the elements that it keeps take clearly less than all of them."""
+    kept = int(np.count_nonzero(mask))
+    return kept > 0 and mask.size * dense_bits - (mask.size + kept * kept_bits) > WORTH
+
+
+def _sparse(scope: Scope, values: np.ndarray, mask: np.ndarray, name: str) -> Any:
+    """Write what a mask keeps of a tensor, zeros elsewhere."""
+    if scope.deployment >= 18:
+        return scope.mb.constexpr_sparse_to_dense(nonzero_data=values, mask=_bits(mask), name=scope.name(name))
+    return scope.mb.constexpr_sparse_to_dense(
+        nonzero_data=values,
+        mask=pack(mask.astype(np.uint8), 1),
+        shape=np.array(mask.shape, np.uint32),
+        name=scope.name(name),
+    )
+
+
+def _bits(mask: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(mask).astype(toolkit.mil().types.string_to_nptype("uint1"))
+
+
+def weight_input(scope: Scope, node: ir.Node, index: int) -> Any:
+    """Return the variable of a weight that a node reads at ``index``, a constant in its stored form.
+
+    Raises:
+        CannotLower: The node has no such input.
+    """
+    value, array = argument(node, index), scope.constant(node, index)
+    if value is not None and array is not None and not scope.written(value):
+        scope.set(value, Dense(array).write(scope, value.name or ""))
+    return scope.input(node, index)
 
 
 def pack(indices: np.ndarray, bits: int) -> np.ndarray:
