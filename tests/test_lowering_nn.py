@@ -107,6 +107,22 @@ def test_a_constant_weight_makes_a_linear():
     check(model, inputs)
 
 
+@pytest.mark.parametrize(("bias", "fused"), [((3,), True), ((1, 1, 3), True), ((3, 3), False), ((1,), False)])
+def test_a_vector_added_behind_a_product_is_its_bias(bias, fused):
+    inputs, weight = {"x": numbers(2, 3, 4)}, {"w": numbers(4, 3, seed=1), "b": numbers(*bias, seed=2)}
+    for body in ("p = MatMul(x, w)\ny = Add(b, p)", "p = MatMul(x, w)\ny = Add(p, b)"):
+        model = text(body, inputs, "float y", weight)
+        check(model, inputs)
+        assert operations(model) == (["linear"] if fused else ["linear", "add"])
+
+
+def test_a_product_that_something_else_reads_keeps_its_value():
+    inputs, weight = {"x": numbers(2, 3, 4)}, {"w": numbers(4, 3, seed=1), "b": numbers(3, seed=2)}
+    check(text("p = MatMul(x, w)\ny = Add(p, b)\nz = Relu(p)", inputs, "float y, float z", weight), inputs)
+    check(text("p = MatMul(x, w)\ny = Add(p, b)", inputs, "float y, float p", weight), inputs)
+    check(text("p = MatMul(x, w)\ny = Add(p, p)", inputs, "float y", weight), inputs)
+
+
 @pytest.mark.parametrize("settings", ["", "<alpha = 0.5, beta = 2.0>", "<transA = 1>", "<transB = 1>", "<beta = 0.0>"])
 def test_products_with_bias(settings):
     left = (4, 5) if "transA" in settings else (5, 4)
@@ -341,6 +357,8 @@ def test_mean_and_variance_normalization():
     inputs = {"x": numbers(2, 3, 4, 5)}
     check(text("y = MeanVarianceNormalization(x)", inputs, "float y"), inputs)
     check(text("y = MeanVarianceNormalization<axes = [1]>(x)", inputs, "float y"), inputs)
+    flat = {"x": np.full((1, 2, 3, 4), 5, np.float32)}
+    assert not executed(text("y = MeanVarianceNormalization(x)", flat, "float y"), flat, half=True)["y"].any()
 
 
 def test_training_is_refused():

@@ -52,7 +52,9 @@ def element_type(node: ir.Node, index: int = 0) -> ir.DataType | None:
 
 @lowers(*BINARY)
 def binary(scope: Scope, node: ir.Node) -> Any:
-    """Write ``x op y``."""
+    """Write ``x op y``, unless the product in front has taken it for its bias."""
+    if scope.written(node.outputs[0]):
+        return scope.variable(node.outputs[0])
     write = Writer(scope, node)
     result = getattr(write, BINARY[node.op_type])(x=wide(scope, node, 0), y=wide(scope, node, 1))
     return wrapped(write, result, element_type(node))

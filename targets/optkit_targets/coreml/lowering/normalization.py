@@ -172,4 +172,7 @@ def mean_variance_norm(scope: Scope, node: ir.Node) -> Any:
     axes = scope.ints(node, "axes", [0, 2, 3]) or []
     centered = write.sub(x=x, y=write.reduce_mean(x=x, axes=axes, keep_dims=True))
     variance = write.reduce_mean(x=write.square(x=centered), axes=axes, keep_dims=True)
-    return write.real_div(x=centered, y=write.add(x=write.sqrt(x=variance), y=1e-9))
+    deviation = write.sqrt(x=variance)
+    constant = write.equal(x=deviation, y=0.0)  # there in float16, where 1e-9 is 0, it would be 0 / 0
+    ones = np.ones(dims(deviation), number_type(x))
+    return write.real_div(x=centered, y=write.select(cond=constant, a=ones, b=write.add(x=deviation, y=1e-9)))

@@ -11,7 +11,7 @@ from optkit.graph import argument
 from optkit_targets.coreml.lowering.attention import fused
 from optkit_targets.coreml.lowering.forms import dims, is_float, reshaped, wide
 from optkit_targets.coreml.lowering.scope import Scope
-from optkit_targets.coreml.lowering.table import lowers
+from optkit_targets.coreml.lowering.table import lowers, operator
 from optkit_targets.coreml.lowering.weights import Dense, weight_of
 from optkit_targets.coreml.lowering.writing import Writer, number_type
 
@@ -26,7 +26,7 @@ def matmul(scope: Scope, node: ir.Node) -> Any:
     if len(dims(x)) in LINEAR_RANKS and value is not None and value.shape is not None and len(value.shape) == 2:
         weight = _linear_weight(scope, node, x)
         if weight is not None:
-            return write.linear(x=x, weight=weight)
+            return _linear(scope, node, x, weight)
     y = wide(scope, node, 1)
     attention = fused(scope, node, x, y)
     if attention is not None:
@@ -41,6 +41,29 @@ def matmul(scope: Scope, node: ir.Node) -> Any:
     if len(right) == 1:
         del shape[-1]
     return reshaped(scope, result, shape)
+
+
+def _linear(scope: Scope, node: ir.Node, x: Any, weight: Any) -> Any:
+    """Return a product with a constant weight; the constant vector that the next node adds is its bias."""
+    write, found = Writer(scope, node), _bias_behind(node, dims(weight)[0], len(dims(x)))
+    if found is None:
+        return write.linear(x=x, weight=weight)
+    add, bias = found
+    result = write.linear(x=x, weight=weight, bias=bias.astype(number_type(x)))
+    scope.set(add.outputs[0], result)
+    return result
+
+
+def _bias_behind(node: ir.Node, columns: int, rank: int) -> tuple[ir.Node, np.ndarray] | None:
+    """Return the Add that alone reads a node's result, and the vector [columns] that it adds to every row."""
+    value = node.outputs[0]
+    uses = [] if value.is_graph_output() else list(value.uses())
+    if len(uses) != 1 or operator(uses[0].node) != "Add" or uses[0].node.graph is not node.graph:
+        return None
+    stored = weight_of(argument(uses[0].node, 1 - uses[0].idx))
+    if not isinstance(stored, Dense) or stored.array.ndim > rank or stored.array.shape[-1:] != (columns,):
+        return None
+    return (uses[0].node, stored.array.ravel()) if stored.array.size == columns else None
 
 
 def _linear_weight(scope: Scope, node: ir.Node, x: Any, *, transpose: bool = True, factor: float = 1.0) -> Any | None:
