@@ -121,6 +121,30 @@ def test_right_factor_of_two_wide_activations_is_symmetric() -> None:
     assert sqnr(model, result) > 70
 
 
+def test_right_factor_has_8_bits_where_the_target_has_no_int16() -> None:
+    target = load_target("snapdragon-8gen3-npu")
+    target = target.model_copy(update={"dtypes": tuple(dtype for dtype in target.dtypes if dtype != "int16")})
+    model = build("(float[2,7,16] x, float[2,16,5] z) => (float[2,7,5] y) { y = MatMul (x, z) }", NEW)
+    result, _ = quantized(model, target=target, activation_bits=16)
+    assert [params(value)[2] for value in find(result, "MatMul").inputs] == [np.uint16, np.uint8]
+
+
+@pytest.mark.parametrize(("bits", "kinds"), [(8, ["UINT8", "INT32"]), (16, ["UINT16", "UINT16"])])
+def test_normalizations_are_written_as_they_are_computed(bits: int, kinds: list[str]) -> None:
+    model = build(
+        "(float[4,16] x) => (float[4,5] y) { n = LayerNormalization (x, g, b) y = MatMul (n, w) }",
+        NEW,
+        g=random(16) + 1,
+        b=random(16, seed=1),
+        w=random(16, 5),
+    )
+    result, _ = quantized(model, activation_bits=bits)
+    sources = [value.producer().inputs[0] for value in find(result, "LayerNormalization").inputs[1:]]
+    assert [source.dtype.name for source in sources] == kinds
+    assert not incomplete(result)
+    assert sqnr(model, result) > 30
+
+
 def test_sixteen_bits_below_opset_21_are_onnxruntimes_operators() -> None:
     model = LAYERS["matmul"]()
     result, _ = quantized(model, activation_bits=16)

@@ -101,6 +101,11 @@ def has_floats(context: Context) -> bool:
     return context.target is None or "float32" in context.target.dtypes
 
 
+def has_int16(context: Context) -> bool:
+    """Whether the target multiplies 16-bit activations with each other: the right ones signed."""
+    return context.target is None or "int16" in context.target.dtypes
+
+
 def _useless(plan: Plan, seen: Observations) -> dict[ir.Node, str]:
     """Return the nodes around tensors that calibration says nothing about, and why they must stay float."""
     found: dict[ir.Node, str] = {}

@@ -12,9 +12,11 @@ it; runtimes without float layers in between compute it on integers. Found by gi
   MatMul; int4 likewise, but a convolution's int4 weights only per channel (per tensor the compiler refuses them). A
   table that Gather picks rows of has one scale.
 - The right factor of a product of two 16-bit activations is computed in 8 bits (38 dB) unless it is symmetric int16
-  (76 dB).
-- Scale and bias of a LayerNormalization: both of 16 bits or both of the activation's kind, but a scale alone only the
-  latter. The slope of a 16-bit PRelu must have 8 bits: with 16 the compiler fails.
+  (76 dB), which V73 and later take; V68 and V69 leave such a product to the CPU and want 8 bits written.
+- A LayerNormalization with 8-bit scale and int32 bias is computed on integers. With scale and bias of 16 bits it is no
+  unit but computed in float16, which loses less beside 16-bit activations; V68, which has none, leaves it to the CPU.
+  The slope of a 16-bit PRelu must have 8 bits: with 16 the compiler fails.
+- 4-bit weights without a zero point are misread, though ONNX takes it for 0 then.
 - Softmax takes any axis from opset 13 on, and its output range [0, 1] at scale 1/255 as well as 1/256.
 - A BatchNormalization of 16 bits falls to the CPU and one of 8 bits is computed wrongly.
 """

@@ -8,7 +8,7 @@ normalization stays exact as a whole. Layers, which cost most, round what they r
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -47,7 +47,7 @@ class Choice:
 
     def widths(self, widths: Widths) -> Widths:
         """Return the widths with this choice."""
-        return Widths(widths.narrow, widths.wide, frozenset(self.units), frozenset(self.values))
+        return replace(widths, units=frozenset(self.units), values=frozenset(self.values))
 
 
 def choose_widths(

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from optkit.graph import constant, is_constant, opset
-from optkit.quant.integers import Granularity, IntegerGrid, PerTensor, QuantParams, choose_qparams, integer_grid
+from optkit.quant.integers import (
+    Granularity,
+    IntegerGrid,
+    PerTensor,
+    QuantParams,
+    bias_scale_floor,
+    choose_qparams,
+    integer_grid,
+)
 
 from ._formats import CONTRIB, WIDTHS_OPSET, Formats
 from ._graph_plan import is_unit
@@ -17,6 +26,7 @@ from ._qdq import QdqWriter, WrittenLayer
 from ._regions import Plan
 
 FACTOR = integer_grid("int16", symmetric=True)  # the right factor of a product of two 16-bit activations
+BYTES = integer_grid("uint8", symmetric=False)
 
 
 @dataclass(frozen=True)
@@ -28,12 +38,15 @@ class Widths:
         wide: The wide integers; the same as ``narrow`` where nothing is wide.
         units: Nodes that read and return wide integers.
         values: Fed values and those computed in float that are rounded to wide integers.
+        exact_factors: Whether both factors of a product of activations may be wide: the right one in symmetric int16.
+            Else it has 8 bits.
     """
 
     narrow: IntegerGrid
     wide: IntegerGrid
     units: Collection[ir.Node] = frozenset()
     values: Collection[ir.Value] = frozenset()
+    exact_factors: bool = True
 
     def of_unit(self, node: ir.Node) -> IntegerGrid:
         """Return the integers that a unit reads and returns."""
@@ -42,11 +55,12 @@ class Widths:
     def of_input(self, node: ir.Node, index: int) -> IntegerGrid:
         """Return the integers that a unit reads at an index."""
         grid = self.of_unit(node)
-        if grid.bits == 8:
+        if grid.bits == 8 or index != 1:
             return grid
-        if node.op_type == "MatMul" and index == 1:
-            return FACTOR
-        return self.narrow if node.op_type == "PRelu" and index == 1 and self.narrow.bits == 8 else grid
+        if node.op_type in ("Gemm", "MatMul"):
+            return FACTOR if self.exact_factors else BYTES
+        small = node.op_type == "PRelu" or (node.op_type == "LayerNormalization" and not self.exact_factors)
+        return BYTES if small else grid
 
     def of_value(self, value: ir.Value, plan: Plan) -> IntegerGrid:
         """Return the integers that a computed or fed value is rounded to first."""
@@ -114,6 +128,7 @@ class GraphWriter(QdqWriter):
             for node in self.plan.layers
             if (value := node.inputs[0]) is not None and value in self.params
         }
+        self._read = {node: [v for v in node.inputs if v is not None] for node in self.plan.glue}
         for value in self.plan.quantized:
             if is_constant(value):
                 self._constant(value)
@@ -141,12 +156,26 @@ class GraphWriter(QdqWriter):
         for use in value.uses():
             if array is None or not self.plan.read_as_integer(use.node, use.idx):
                 continue
+            if use.node.op_type == "LayerNormalization" and use.idx == 2 and self._is_integer(use.node):
+                use.node.replace_input_with(2, self._shift(value.name or "", array, use.node))
+                continue
             grid = self.widths.of_input(use.node, use.idx)
-            if use.node.op_type == "LayerNormalization" and len(use.node.inputs) > 2 and use.node.inputs[2] is not None:
-                grid = self.widths.wide
             params = regrid(self.params[value], grid, value.name or "")
             first = self.graph[0]  # equal constants are one, whoever reads them first
             use.node.replace_input_with(use.idx, self._stored(value.name or "", array, params, first))
+
+    def _is_integer(self, node: ir.Node) -> bool:
+        """Whether a LayerNormalization is written so that it is computed on integers: scale in 8 bits, bias in 32."""
+        return self.widths.of_input(node, 1).bits == 8
+
+    def _shift(self, name: str, bias: np.ndarray, node: ir.Node) -> ir.Value:
+        """Return the bias of a LayerNormalization, stored as a layer's: int32 at input scale times scale's scale."""
+        scales = (
+            regrid(self.params[value], self.widths.of_input(node, index)).scale.astype(np.float64)
+            for index, value in enumerate(self._read[node][:2])
+        )
+        floor = bias_scale_floor(np.abs(bias).max(initial=0, keepdims=True), np.ones(1)).max()
+        return self._stored_bias(name, bias, np.asarray(np.maximum(np.prod(list(scales)), floor), np.float32), node)
 
     def _params(self, name: str, params: QuantParams, *, omit_zero: bool) -> list[ir.Value]:
         """Return scale and zero point, also where all are 0: HTP misreads 4-bit weights without one."""

@@ -19,7 +19,7 @@ from optkit.quant.walk import spread_samples
 from ._bias import join_bias
 from ._clamps import remove_clamp
 from ._formats import OLDEST_OPSET, Formats, choose_formats
-from ._graph_calibrate import Calibration, calibrate
+from ._graph_calibrate import Calibration, calibrate, has_int16
 from ._graph_masks import Masks, lift_masks
 from ._graph_widths import JUDGES, Choice, choose_widths, settled
 from ._graph_writer import GraphWriter, Widths
@@ -111,7 +111,7 @@ class QuantizeGraph(Pass):
             )
         elif found is not None and found.narrow_db is not None and found.narrow_db < self.goal_db:
             context.missed("activations", f"8 bits give {found.narrow_db:.1f} dB and no few wider operators help")
-        widths = Widths(formats.activations, wide)
+        widths = Widths(formats.activations, wide, exact_factors=has_int16(context))
         self._write(model, context, formats, final, choice, choice.widths(widths), seen)
 
     def _observations(self) -> Observations:
