@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from optkit_targets.coreml.lowering.forms import dtype, is_float, wide
-from optkit_targets.coreml.lowering.scope import CannotLower, Scope
+from optkit_targets.coreml.lowering.forms import dims, dtype, is_float, wide
+from optkit_targets.coreml.lowering.scope import Scope
 from optkit_targets.coreml.lowering.table import lowers
 from optkit_targets.coreml.lowering.writing import Writer
 
@@ -158,19 +158,22 @@ def _log_twice(write: Writer, x: Any, sign: float) -> Any:
 
 @lowers("BitShift")
 def bit_shift(scope: Scope, node: ir.Node) -> Any:
-    """Write a shift of unsigned integers as a product or quotient by a power of two."""
-    if element_type(node) not in UNSIGNED:
-        raise CannotLower("MIL has no shifts, and those of signed integers are no products")
-    x, write = wide(scope, node, 0), Writer(scope, node)
-    places = scope.constant(node, 1)
-    factor = (
-        write.pow(x=np.int32(2), y=wide(scope, node, 1))
-        if places is None
-        else np.left_shift(1, places.astype(np.int64)).astype(np.int32)
-    )
+    """Write a shift as a product with a power of two, or a quotient rounded down: in two steps, as 2³¹ is no int32.
+
+    A shift by as many places as there are bits, or by less than none, leaves the sign (opset 28).
+    """
+    x, y, write = wide(scope, node, 0), wide(scope, node, 1), Writer(scope, node)
+    kind, two = element_type(node), np.int32(2)
+    width = 32 if kind is None else min(int(kind.bitwidth), 32)
+    inside = write.logical_and(x=write.greater_equal(x=y, y=np.int32(0)), y=write.less(x=y, y=np.int32(width)))
     if node.attributes.get_string("direction", "") == "RIGHT":
-        return write.floor_div(x=x, y=factor)
-    return wrapped(write, write.mul(x=x, y=factor), element_type(node))
+        places = write.select(cond=inside, a=y, b=np.full(dims(y), 31, np.int32))
+        first = write.minimum(x=places, y=np.int32(16))
+        half = write.floor_div(x=x, y=write.pow(x=two, y=first))
+        return write.floor_div(x=half, y=write.pow(x=two, y=write.sub(x=places, y=first)))
+    nothing = np.zeros(dims(y), np.int32)
+    factor = write.pow(x=two, y=write.select(cond=inside, a=y, b=nothing))
+    return wrapped(write, write.mul(x=x, y=write.select(cond=inside, a=factor, b=nothing)), kind)
 
 
 @lowers("BitwiseNot")
