@@ -118,9 +118,9 @@ def outcomes(operator: str) -> list[Outcome]:
 def prepared(case: Any, deployment: int = DEPLOYMENT) -> Ready | Outcome:
     """Return a case in the first form that lowers: what it feeds as inputs, or all but the first as constants."""
     inputs, expected = case.data_sets[0]
-    if not all(isinstance(array, (np.ndarray, np.generic)) for array in (*inputs, *expected)):
+    if not all(isinstance(array, (np.ndarray, np.generic, onnx.TensorProto)) for array in (*inputs, *expected)):
         return Outcome(case.name, "refused", "its values are no tensors")
-    arrays, results = [np.asarray(array) for array in inputs], [np.asarray(array) for array in expected]
+    arrays, results = ([_array(item) for item in items] for items in (inputs, expected))
     if any(array.dtype.kind not in NUMBERS for array in (*arrays, *results)):
         return Outcome(case.name, "refused", "its types are no numbers of Core ML")
     reason = "it has no inputs"
@@ -139,6 +139,10 @@ def prepared(case: Any, deployment: int = DEPLOYMENT) -> Ready | Outcome:
         else:
             return Ready(case, model, fed, dict(zip(names, results, strict=True)))
     return Outcome(case.name, "refused", reason)
+
+
+def _array(value: np.ndarray | np.generic | onnx.TensorProto) -> np.ndarray:
+    return onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
 
 
 def with_constants(model: onnx.ModelProto, arrays: Sequence[np.ndarray], count: int) -> onnx.ModelProto:

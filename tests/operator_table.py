@@ -35,6 +35,7 @@ NOISE = (
     (r"^the model has forms that Core ML's MIL does not have: (?:\S+ \(\w+\): |output '\w+': )?", ""),
     (r"; .*$", ""),
     (r"^.*\.onnx: ", ""),
+    (r"^the body '\w+' of (\w+) that produces .*$", r"a body of \1 has inputs without a type"),
     (r", '\w+' has shape .*$", ""),
     (r"Core ML's inputs have 1 to 5 axes and at least one element", "scalar, empty or 6-axis inputs"),
 )

@@ -18,6 +18,9 @@ from optkit_targets.coreml.lowering.scope import MAX_RANK, CannotLower, Scope, i
 from optkit_targets.coreml.lowering.table import lacking, operator, table
 
 NAMED = 5  # nodes that an error names
+# The types of graph inputs; integers of every width are int32 inside a program.
+INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
+TYPES = {"FLOAT": "fp32", "FLOAT16": "fp16", "DOUBLE": "fp32", "BOOL": "bool", **dict.fromkeys(INTEGERS, "int32")}
 VOLATILE = ("com.github.apple.coremltools.conversion_date",)
 
 
@@ -96,8 +99,11 @@ def _check_input(value: ir.Value) -> None:
     """Refuse a graph input that Core ML has no tensor for.
 
     Raises:
-        InputError: It has no axes or more than 5, or no elements.
+        InputError: It has no axes or more than 5, no elements, or elements of a type that Core ML lacks.
     """
+    kind = value.dtype or ir.DataType.FLOAT
+    if kind.name not in TYPES:
+        raise InputError(f"Core ML has no tensors of {kind.name}, the type of input '{value.name}'")
     shape = list(value.shape or ())
     if not 1 <= len(shape) <= MAX_RANK or 0 in shape:
         what = f"Core ML's inputs have 1 to {MAX_RANK} axes and at least one element, '{value.name}' has shape {shape}"
@@ -115,9 +121,8 @@ def _symbolic(value: ir.Value, flexible: Sequence[FlexibleDim], symbols: dict[st
 
 def _type(value: ir.Value) -> Any:
     """Return the MIL type of a graph input."""
-    types = toolkit.mil().types
-    table_ = {"FLOAT": types.fp32, "FLOAT16": types.fp16, "DOUBLE": types.fp32, "BOOL": types.bool}
-    return table_.get(value.dtype.name if value.dtype is not None else "FLOAT", types.int32)
+    kind = value.dtype or ir.DataType.FLOAT
+    return getattr(toolkit.mil().types, TYPES[kind.name])
 
 
 def _output(scope: Scope, value: ir.Value) -> Any:

@@ -57,7 +57,8 @@ def reduce(scope: Scope, node: ir.Node) -> Any:
     axes = axes_of(attribute_or_input(scope, node, "axes", 1) or [], len(own))
     if not own or (not axes and node.attributes.get_int("noop_with_empty_axes", 0)):
         return ALONE.get(node.op_type, lambda mb, x: x)(scope.mb, data)
-    operation, keep = getattr(scope.mb, REDUCTIONS[node.op_type]), node.attributes.get_int("keepdims", 1) == 1
+    operation = getattr(scope.mb, REDUCTIONS[node.op_type])
+    keep = bool(node.attributes.get_int("keepdims", 1))
     axes = axes or list(range(len(own)))
 
     def work(values: Any) -> Any:

@@ -233,13 +233,26 @@ def grid_sample(scope: Scope, node: ir.Node) -> Any:
     if len(dims(data)) != 4:
         raise CannotLower(f"{len(dims(data)) - 2} axes of space: MIL samples two")
     reflects = padding == "reflection" and not corners  # about the border elements' edges, which MIL calls symmetric
+    nearest = SAMPLING[str(mode)] == "nearest"
     return scope.mb.resample(
         x=data,
-        coordinates=grid,
+        coordinates=_elements(scope, grid, dims(data), corners) if nearest else grid,
         sampling_mode=SAMPLING[str(mode)],
         padding_mode="symmetric" if reflects else PADDING[str(padding)],
         padding_value=np.float16(0) if dtype(data) == "fp16" else np.float32(0),
-        coordinates_mode="normalized_minus_one_to_one",
+        coordinates_mode="unnormalized" if nearest else "normalized_minus_one_to_one",
         align_corners=corners,
         name=label(scope, node),
     )
+
+
+def _elements(scope: Scope, grid: Any, shape: tuple[int, ...], corners: bool) -> Any:
+    """Return points as the elements next to them, halves to even as in ONNX: how Core ML rounds is not documented."""
+    kind = np.float16 if dtype(grid) == "fp16" else np.float32
+    size = np.array([shape[3], shape[2]])
+    moved = scope.mb.add(x=grid, y=kind(1))
+    if corners:  # ((g + 1) / 2) · (size - 1)
+        places = scope.mb.mul(x=scope.mb.mul(x=moved, y=kind(0.5)), y=(size - 1).astype(kind))
+    else:  # ((g + 1) · size - 1) / 2
+        places = scope.mb.mul(x=scope.mb.sub(x=scope.mb.mul(x=moved, y=size.astype(kind)), y=kind(1)), y=kind(0.5))
+    return scope.mb.round(x=places)

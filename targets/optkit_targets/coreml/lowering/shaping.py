@@ -212,6 +212,18 @@ def constant_of_shape(scope: Scope, node: ir.Node) -> Any:
     return scope.const(np.full(wanted, value.ravel()[0]), node.name or "fill")
 
 
+@lowers("Constant")
+def constant(scope: Scope, node: ir.Node) -> Any:
+    """Write numbers that stand in the node itself: most have become initializers before."""
+    name, attribute = next(iter(node.attributes.items()))
+    if name not in ("value", "value_float", "value_floats", "value_int", "value_ints"):
+        raise CannotLower(f"its {name} is no dense tensor of numbers")
+    if name == "value":
+        return scope.const(attribute.as_tensor().numpy(), node.name or "constant")
+    kind = np.float32 if "float" in name else np.int32
+    return scope.const(np.array(attribute.value, kind), node.name or "constant")
+
+
 @lowers("EyeLike")
 def eye_like(scope: Scope, node: ir.Node) -> Any:
     """Write a diagonal of ones, which is constant here."""
