@@ -15,6 +15,7 @@ from mil_programs import close, interpreter, normal, run, saved
 from optkit.errors import InputError
 from optkit_targets.coreml import toolkit
 from optkit_targets.coreml.interpreter import Interpreter, load
+from optkit_targets.coreml.interpreter.halves import LARGE, overflowed, rounded, widened
 from optkit_targets.coreml.interpreter.kernels.indexing import checked
 
 SPECIFICATION = "Data/com.apple.CoreML/model.mlmodel"
@@ -123,6 +124,21 @@ def test_overflow_of_half_precision_is_infinite_and_counted(tmp_path: Path) -> N
     assert "square" in found.overflows[0]
     found.run({"x": np.array([2.0, -1.0, np.inf])})  # what is infinite from the start does not overflow
     assert found.overflows == ()
+
+
+@pytest.mark.parametrize("size", [1, LARGE])
+def test_conversions_are_numpys_however_they_are_made(size: int) -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16).view(np.float16)  # every float16
+    finite = bits[np.isfinite(bits)]
+    for half in (bits, bits[:: (1 << 16) // 64]) if size == LARGE else (bits[:7],):
+        np.testing.assert_array_equal(widened(half), half.astype(np.float32))
+    edges = np.array([65519.996, 65520, -65520, 2**-25, 3e-8, 2**-24 * 1.5, np.inf, np.nan], np.float32)
+    between = (finite[1:].astype(np.float32) + finite[:-1].astype(np.float32)) / 2  # halfway: to the even one
+    wide = np.concatenate([edges, between])[: max(size, 16) * 2]
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(rounded(wide), wide.astype(np.float16))
+        assert overflowed(rounded(edges), edges)
+        assert not overflowed(rounded(edges[3:]), edges[3:])
 
 
 def test_branches_and_loops(tmp_path: Path) -> None:

@@ -152,8 +152,7 @@ def _configurations(deployment: int) -> dict[str, list[tuple[str, Any]]]:
     }
 
 
-@pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("deployment", [16, 18])
+@pytest.mark.parametrize(("deployment", "half"), [(16, False), (18, True)])
 def test_compressed_constants_expand_as_coremltools_expands_them(tmp_path: Path, deployment: int, half: bool) -> None:
     ct = toolkit.coremltools()
     cto = ct.optimize.coreml

@@ -15,6 +15,7 @@ import numpy as np
 
 from optkit.errors import InputError
 from optkit_targets.coreml.interpreter.features import Feature, arrays, inputs_of, outputs_of
+from optkit_targets.coreml.interpreter.halves import overflowed
 from optkit_targets.coreml.interpreter.plan import Plan, Step, execute, plan, settled, value_of
 from optkit_targets.coreml.interpreter.program import Function, Operation, read_program
 from optkit_targets.coreml.interpreter.weights import Weight, weights_of
@@ -119,11 +120,11 @@ class _Run:
         return control[operation.type](step, variables)
 
     def _settled(self, operation: Operation, index: int, value: Any) -> Any:
-        def overflowed(_kind: str, _flag: int) -> None:
+        result = settled(operation, index, value)
+        rounded = isinstance(result, np.ndarray) and result.dtype == np.float16 and result is not value
+        if rounded and overflowed(result, np.asarray(value)):
             self.overflows[operation.outputs[index].name] = None
-
-        with np.errstate(over="call", call=overflowed):
-            return settled(operation, index, value)
+        return result
 
     def _cond(self, step: Step, variables: dict[str, Any]) -> tuple[Any, ...]:
         holds = bool(value_of(step.operation.inputs["pred"][0], variables))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from optkit.errors import InputError
+from optkit_targets.coreml.interpreter import halves
 from optkit_targets.coreml.interpreter.constants import Constant, fits, shown
 from optkit_targets.coreml.interpreter.kernels.table import VARIADIC, Kernel, kernels
 from optkit_targets.coreml.interpreter.program import Block, Function, Operation
@@ -179,7 +180,7 @@ def execute(operation: Operation, kernel: Kernel, read: Read, deployment: int) -
 
 def widened(value: Any) -> Any:
     """Return float16 as float32, in which kernels compute; everything else as it is."""
-    return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float16 else value
+    return halves.widened(value) if isinstance(value, np.ndarray) and value.dtype == np.float16 else value
 
 
 def settled(operation: Operation, index: int, value: Any) -> Any:
@@ -204,4 +205,4 @@ def settled(operation: Operation, index: int, value: Any) -> Any:
     if result.dtype.kind != wanted.kind and not (result.dtype.kind in "iu" and wanted.kind in "iu"):
         what = f"'{name}' ({operation.type}) has elements of type {result.dtype}, and the program declares {wanted}"
         raise InputError(what)
-    return result.astype(wanted)
+    return halves.rounded(result) if wanted == np.float16 else result.astype(wanted)

@@ -71,7 +71,8 @@ def local_response_norm(
 ) -> Array:
     """Return ``x / (k + alpha / size * sum(x^2))^beta``, the sum over ``size`` channels around each.
 
-    Of an even size, the sum is over one channel less, as many before as after (apple/coremltools, tests of the operator).
+    Of an even size, the sum is over one channel less, as many before as after (apple/coremltools, tests of the
+    operator).
     """
     side = (int(size) - 1) // 2
     widths = [(0, 0)] * x.ndim

@@ -35,4 +35,5 @@ def _session(op_type: str, count: int, attributes: tuple[tuple[str, Any], ...]) 
     inputs = [ir.Value(name=f"x{index}", type=float32) for index in range(count)]
     node = ir.node(op_type, inputs, attributes=dict(attributes), outputs=[ir.Value(name="y", type=float32)])
     graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": OPSET}, name=op_type)
-    return Session(ir.Model(graph, ir_version=8), optimize=True)
+    # One thread each: the pools of many small sessions wait for work against each other.
+    return Session(ir.Model(graph, ir_version=8), optimize=True, threads=1)
