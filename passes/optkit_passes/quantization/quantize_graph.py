@@ -35,6 +35,30 @@ FEW = 8  # fewer samples are not divided
 class QuantizeGraph(Pass):
     """Quantize every operator of the main graph statically, so that an NPU computes the whole graph on integers.
 
+    Each operator reads what was dequantized right before it and its result is quantized right after it: what is not so
+    complete falls to the CPU, or is computed in float16. What stays float, if the target computes in float: operators
+    without a quantized form, those whose results span too many orders of magnitude (Exp, Sqrt, Div, ...), operators
+    between such, and those behind the last layer whose results only the caller reads. Where float16 would overflow,
+    integers of 16 bits are used. Constants that hide scores from a Softmax (-1e9, minus infinity) are lifted to where
+    their share is still nothing. Weights have one scale per output channel where the operator takes that.
+
+    With 8-bit activations it is measured, on calibration samples that were held out, what they do to the outputs. Below
+    ``goal_db`` single tensors are widened to 16 bits, those first that gain most for what they cost, until the goal is
+    met. Of the models measured only two needed it: one that computes a variance as a difference of means (-3 dB, then
+    25), and a Llama of 260 thousand parameters (24 dB).
+
+    Labelled accuracy on Qualcomm's HTP emulator against float32, all nodes on the NPU; 16 bits with ``gptq`` rounding:
+
+    ================  ===========  =====================  =====================
+    model             samples      8 bits                 16 bits
+    ================  ===========  =====================  =====================
+    ResNet-20         200          29.7 dB, +0.002 nats   37.8 dB, -0.002 nats
+    MNIST, PyTorch    200          32.6 dB, -0.001 nats   37.0 dB, -0.000 nats
+    SqueezeNet 1.1    60           22.2 dB, +0.020 nats
+    ReLU decoder      60 x 128     30.1 dB, +0.001 nats   52.3 dB, -0.000 nats
+    SST-2 encoder     60           32.5 dB, +0.001 nats   51.7 dB, +0.000 nats
+    ================  ===========  =====================  =====================
+
     Attributes:
         weight_bits: Width of weights, 8 or 4.
         activation_bits: Width of activations, 8 or 16.
