@@ -74,11 +74,14 @@ def _grid(node: ir.Node) -> dict[str, Any] | None:
     integers = node.outputs[0] if node.op_type == QUANTIZE else node.inputs[0]
     if scale is None or scale.size != 1 or integers is None or (zero is None and argument(node, 2) is not None):
         return None
+    dtype = dtype_name(integers.dtype or _declared(node))
+    if dtype is None:
+        return None
     number = float(str(scale.reshape(-1)[0]))  # the shortest text that reads back as the same float32
     if not math.isfinite(number):
         return None
     zero_point = 0 if zero is None else int(zero.reshape(-1)[0])
-    return {"dtype": dtype_name(integers.dtype or _declared(node)), "scale": number, "zero_point": zero_point}
+    return {"dtype": dtype, "scale": number, "zero_point": zero_point}
 
 
 def _declared(node: ir.Node) -> ir.DataType | None:

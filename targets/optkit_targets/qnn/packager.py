@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from optkit.errors import VerificationError
-from optkit.model.loading import save
+from optkit.model.loading import infer_shapes, save
 from optkit.package.contract import Artifact, Executor, Fact, Packager, Placement, Stage
 from optkit.report.units import size
 from optkit.session import CannotRunError
@@ -183,7 +183,9 @@ def _write_description(
     made: Mapping[str, _Made],
 ) -> None:
     """Write what tells people and runtimes what is in the package."""
-    edges = interface(model)
+    typed = model.clone()
+    infer_shapes(typed)  # the last pass may have left types out
+    edges = interface(typed)
     variants = {FALLBACK: (fallback, {NO_FALLBACK: str(int(whole))})}
     providers = {FALLBACK: runtime.provider_options(devices[0])}
     for device, context in zip(devices, contexts, strict=True):

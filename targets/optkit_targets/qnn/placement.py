@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import networkx as nx
 import onnx_ir as ir
@@ -30,23 +29,6 @@ CAPTURED = (
 )
 # The layout transformer renames what it moves to channels-last; functions are expanded into nodes without a name.
 RENAMED = re.compile(r"_token_\d+$")
-
-
-@dataclass(frozen=True)
-class Disagreement:
-    """A node that the provider places otherwise than predicted.
-
-    Attributes:
-        node: The node's name.
-        op_type: Its operator.
-        predicted: The device that `place` names.
-        actual: The one that the provider chose.
-    """
-
-    node: str
-    op_type: str
-    predicted: str
-    actual: str
 
 
 def place(model: ir.Model, target: Target) -> list[Placement]:
@@ -121,31 +103,9 @@ def _is_fed(members: set[ir.Node]) -> bool:
     )
 
 
-def disagreements(model: ir.Model, target: Target) -> list[Disagreement]:
-    """Return the nodes that the provider places otherwise than `place` predicts.
-
-    Nodes that onnxruntime folds, removes or expands before the provider sees them are not compared.
-
-    Raises:
-        MissingDependencyError: The compiler is not installed.
-        CannotRunError: onnxruntime refuses the model, or the compiler crashes on it.
-    """
-    return compare(place(model, target), runtime.assignment(model, target))
-
-
 def devices(assigned: Mapping[str, str]) -> dict[str, str]:
     """Return the device of each node by its own name, from the provider of each as onnxruntime names it."""
     return {RENAMED.sub("", name): NPU if provider == runtime.NPU else CPU for name, provider in assigned.items()}
-
-
-def compare(placements: list[Placement], assigned: Mapping[str, str]) -> list[Disagreement]:
-    """Return where placements and an assignment by node name differ."""
-    actual = devices(assigned)
-    return [
-        Disagreement(place.node, place.op_type, place.device, actual[place.node])
-        for place in placements
-        if place.node and actual.get(place.node, place.device) != place.device
-    ]
 
 
 def _refusal(unit: Unit, model: ir.Model, target: Target) -> str:
