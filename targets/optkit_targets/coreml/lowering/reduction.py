@@ -55,10 +55,10 @@ def reduce(scope: Scope, node: ir.Node) -> Any:
     data = scope.input(node, 0)
     own = dims(data)
     axes = axes_of(attribute_or_input(scope, node, "axes", 1) or [], len(own))
-    if not own or (not axes and node.attributes.get_int("noop_with_empty_axes", 0)):
+    if not own or (not axes and node.attributes.get_int("noop_with_empty_axes", 0) != 0):
         return ALONE.get(node.op_type, lambda mb, x: x)(scope.mb, data)
     operation = getattr(scope.mb, REDUCTIONS[node.op_type])
-    keep = bool(node.attributes.get_int("keepdims", 1))
+    keep = node.attributes.get_int("keepdims", 1) != 0
     axes = axes or list(range(len(own)))
 
     def work(values: Any) -> Any:
@@ -90,7 +90,7 @@ def hard_max(scope: Scope, node: ir.Node) -> Any:
     """Write 1 at the first largest element along an axis, 0 elsewhere; before opset 13, of all axes from it on."""
     data = scope.input(node, 0)
     own, name = dims(data), label(scope, node)
-    recent = (node.graph.opset_imports.get("", 13) if node.graph is not None else 13) >= 13
+    recent = scope.opset >= 13
     axis = axis_of(node.attributes.get_int("axis", -1 if recent else 1), len(own))
     rows = data if recent else reshaped(scope, data, [volume(own[:axis]), volume(own[axis:])])
     axis = axis if recent else 1
