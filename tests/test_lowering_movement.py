@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from lowering_runs import check, executed, integers, numbers, operations, text
 from optkit.errors import InputError
 from optkit_targets.coreml.lowering.shaping import joined, moves
+from optkit_targets.coreml.program import lower, save
 
 ALL = (15, 18)
 
@@ -189,6 +191,32 @@ def test_bodies_that_values_decide_are_refused():
     body = "s = Squeeze(c) y = If(s) <then_branch = t () => (float[2] a) { a = Neg(x) }, "
     body += "else_branch = e () => (float[2] b) { b = Abs(x) }>"
     assert "its condition is computed at run time" in refusal(text(body, inputs, "float[2] y"))
+
+
+def test_numbers_in_the_node_itself():
+    x = {"x": numbers(2, 3)}
+    body = "c = Constant<value_float = 2.5>() i = Constant<value_ints = [3, 2]>() r = Reshape(x, i) y = Mul(r, c)"
+    check(text(body, x, "float y"), x)
+    with pytest.raises(InputError, match="its value_string is no dense tensor of numbers"):
+        operations(text('s = Constant<value_string = "a">() y = Identity(x)', x, "float y"))
+
+
+def test_inputs_of_other_types_are_refused():
+    model = text("y = Neg(x)", {"x": numbers(2)}, "float y")
+    model.graph.inputs[0].dtype = ir.DataType.BFLOAT16
+    assert "Core ML has no tensors of BFLOAT16, the type of input 'x'" in refusal(model)
+
+
+def test_a_model_has_the_same_bytes_however_many_were_written_before(tmp_path):
+    x = {"x": numbers(2, 3, 4)}
+    body = 'a = Pad<mode = "wrap">(x, p) i = Cast<to = 7>(a) h = Hardmax(a) g = Gather(i, j) '
+    body += "y = Cast<to = 1>(g) z = Add(y, h)"
+    constants = {"p": ints(0, 0, 1, 0, 0, 2), "j": ints(1, 0)}
+    files = []
+    for name in ("first.mlpackage", "second.mlpackage"):
+        package = save(lower(text(body, x, "float z", constants), 18), 18, tmp_path / name, half=True, metadata={})
+        files.append({path.relative_to(package): path.read_bytes() for path in package.rglob("*") if path.is_file()})
+    assert files[0] == files[1]
 
 
 def test_scalar_inputs_are_refused():

@@ -32,6 +32,7 @@ from optkit_targets.coreml.lowering.scope import CannotLower, Scope
 from optkit_targets.coreml.lowering.slicing import sliced
 from optkit_targets.coreml.lowering.table import lowers
 
+COUNTS_FROM_FRONT = 17  # the first deployment target whose gather takes no negative indices
 NUMBERS = ("fp16", "fp32", "int32")
 MODES = {"none": "update", "add": "add", "mul": "mul", "max": "max", "min": "min"}
 
@@ -41,11 +42,13 @@ def gather(scope: Scope, node: ir.Node) -> Any:
     """Write slices picked along an axis."""
     data = wide(scope, node, 0)
     axis = axis_of(node.attributes.get_int("axis", 0), len(dims(data)))
-    indices = counted(scope, scope.input(node, 1), dims(data)[axis])
+    indices = scope.input(node, 1)
+    if scope.deployment >= COUNTS_FROM_FRONT or indices.val is not None:
+        indices = counted(scope, indices, dims(data)[axis])
     check_rank(len(dims(data)) - 1 + len(dims(indices)))
 
     def work(values: Any) -> Any:
-        return scope.mb.gather(x=values, indices=indices, axis=axis, name=label(scope, node))
+        return scope.mb.gather(x=values, indices=cast(scope, indices, "int32"), axis=axis, name=label(scope, node))
 
     return through(scope, data, NUMBERS, "int32", work)
 
