@@ -71,26 +71,28 @@ def test_a_transposed_convolution_with_a_computed_weight_needs_ios_17():
         executed(model, inputs, deployment=16)
 
 
+MATRICES = [
+    ((4,), (4,)),
+    ((4,), (4, 3)),
+    ((4,), (2, 4, 3)),
+    ((2, 4), (4,)),
+    ((2, 3, 4), (4,)),
+    ((2, 4), (4, 3)),
+    ((2, 5, 4), (4, 3)),
+    ((1, 2, 5, 4), (4, 3)),
+    ((2, 1, 5, 4), (3, 4, 2)),
+    ((5, 4), (2, 3, 4, 2)),
+]
+
+
 @pytest.mark.parametrize("fixed", [False, True])
-@pytest.mark.parametrize(
-    ("x", "y"),
-    [
-        ((4,), (4,)),
-        ((4,), (4, 3)),
-        ((4,), (2, 4, 3)),
-        ((2, 4), (4,)),
-        ((2, 3, 4), (4,)),
-        ((2, 4), (4, 3)),
-        ((2, 5, 4), (4, 3)),
-        ((1, 2, 5, 4), (4, 3)),
-        ((2, 1, 5, 4), (3, 4, 2)),
-        ((5, 4), (2, 3, 4, 2)),
-    ],
-)
-def test_matrix_products(x, y, fixed):
-    inputs, weight = {"x": numbers(*x)}, {"y": numbers(*y, seed=1)}
-    body, inputs = "z = MatMul(x, y)", inputs if fixed else inputs | weight
-    check(text(body, inputs, "float z", weight if fixed else {}), inputs, deployments=ENDS)
+def test_matrix_products(fixed):
+    inputs = {f"x{place}": numbers(*x, seed=place) for place, (x, _) in enumerate(MATRICES)}
+    weight = {f"y{place}": numbers(*y, seed=place + 50) for place, (_, y) in enumerate(MATRICES)}
+    body = "\n".join(f"z{place} = MatMul(x{place}, y{place})" for place in range(len(MATRICES)))
+    outputs = ", ".join(f"float z{place}" for place in range(len(MATRICES)))
+    inputs, weight = (inputs, weight) if fixed else (inputs | weight, {})
+    check(text(body, inputs, outputs, weight), inputs, deployments=ENDS)
 
 
 def test_integer_products():
@@ -137,30 +139,22 @@ def test_products_with_bias(settings):
     check(text(body, inputs | weight, outputs, scalar), inputs | weight)
 
 
+# Their settings other than the defaults.
 ACTIVATIONS = {
-    "Relu": ("", 14),
-    "Sigmoid": ("", 14),
-    "Tanh": ("", 14),
-    "Softplus": ("", 14),
-    "Softsign": ("", 14),
-    "Elu": ("alpha = 0.7", 14),
-    "LeakyRelu": ("alpha = 0.3", 14),
-    "HardSigmoid": ("alpha = 0.3, beta = 0.4", 14),
-    "HardSwish": ("", 14),
-    "Selu": ("", 14),
-    "Celu": ("alpha = 0.6", 14),
-    "Mish": ("", 18),
-    "ThresholdedRelu": ("alpha = 0.4", 14),
-    "Gelu": ("", 20),
+    **dict.fromkeys(("Relu", "Sigmoid", "Tanh", "Softplus", "Softsign", "HardSwish", "Selu", "Mish", "Gelu"), ""),
+    "Elu": "alpha = 0.7",
+    "LeakyRelu": "alpha = 0.3",
+    "HardSigmoid": "alpha = 0.3, beta = 0.4",
+    "Celu": "alpha = 0.6",
+    "ThresholdedRelu": "alpha = 0.4",
 }
 
 
-@pytest.mark.parametrize("op", ACTIVATIONS)
-def test_activations(op):
-    settings, opset = ACTIVATIONS[op]
+def test_activations():
     inputs = {"x": numbers(3, 40)}
-    for given in {"", settings}:
-        check(text(f"y = {op}{f'<{given}>' if given else ''}(x)", inputs, "float y", opset=opset), inputs)
+    nodes = [f"{op}<{given}>" if given else op for op, settings in ACTIVATIONS.items() for given in {"", settings}]
+    body = "\n".join(f"y{place} = {node}(x)" for place, node in enumerate(nodes))
+    check(text(body, inputs, ", ".join(f"float y{place}" for place in range(len(nodes))), opset=20), inputs)
 
 
 def test_gelu_by_tanh():
@@ -219,13 +213,14 @@ def test_bounds_of_opset_6_and_of_integers():
     check(text("y = Clip(x, l, h)", inputs, "int64 y", {"l": np.array(-2), "h": np.array(2**63 - 1)}), inputs)
 
 
-@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
 @pytest.mark.parametrize("opset", [11, 13])
-@pytest.mark.parametrize("axis", [None, 0, 1, 2, -2])
-def test_softmax_flattens_before_opset_13(op, opset, axis):
+def test_softmax_flattens_before_opset_13(opset):
     inputs = {"x": numbers(2, 3, 4, low=-30, high=30)}
-    settings = "" if axis is None else f"<axis = {axis}>"
-    check(text(f"y = {op}{settings}(x)", inputs, "float y", opset=opset), inputs, deployments=ENDS)
+    settings = ["", *(f"<axis = {axis}>" for axis in (0, 1, 2, -2))]
+    nodes = [f"{op}{setting}" for op in ("Softmax", "LogSoftmax") for setting in settings]
+    body = "\n".join(f"y{place} = {node}(x)" for place, node in enumerate(nodes))
+    model = text(body, inputs, ", ".join(f"float y{place}" for place in range(len(nodes))), opset=opset)
+    check(model, inputs, deployments=ENDS)
 
 
 POOLS = [

@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from optkit.errors import GateError, InputError
+from optkit.graph import opset
 from optkit.model.loading import graph_inputs
 from optkit_targets.coreml import toolkit
 from optkit_targets.coreml.features import FlexibleDim, ImageInput, Shape, check_labels, flexible_shape, tensor_type
@@ -43,7 +44,7 @@ def lower(model: ir.Model, deployment: int, flexible: Sequence[FlexibleDim] = ()
         _check_input(value)
     mil, mb = toolkit.mil(), toolkit.builder()
     known = table()
-    scope = Scope(deployment, settle=settle)
+    scope = Scope(deployment, settle=settle, opset=opset(model))
     program = mil.Program()
     target = getattr(toolkit.coremltools().target, f"iOS{deployment}")
     symbols: dict[str, Any] = {}
@@ -107,7 +108,7 @@ def _check_input(value: ir.Value) -> None:
     shape = list(value.shape or ())
     if not 1 <= len(shape) <= MAX_RANK or 0 in shape:
         what = f"Core ML's inputs have 1 to {MAX_RANK} axes and at least one element, '{value.name}' has shape {shape}"
-        raise InputError(what, hint="export the model with another shape of this input")
+        raise InputError(what, hint="fix it to a value with --fix, or export it with another shape")
 
 
 def _symbolic(value: ir.Value, flexible: Sequence[FlexibleDim], symbols: dict[str, Any]) -> tuple[Any, ...]:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from optkit_targets.coreml.lowering.forms import dims, is_float, wide
+from optkit_targets.coreml.lowering.forms import dims, is_float, known, wide
 from optkit_targets.coreml.lowering.scope import Scope
 from optkit_targets.coreml.lowering.table import lowers
-from optkit_targets.coreml.lowering.writing import Writer, number_type, opset, parameter
+from optkit_targets.coreml.lowering.writing import Writer, number_type, parameter
 
 PLAIN = {"Sigmoid": "sigmoid", "Tanh": "tanh", "Softplus": "softplus", "Softsign": "softsign"}
 # MIL operator, and ONNX's attributes with their defaults in the order of MIL's alpha and beta.
@@ -93,12 +93,12 @@ def clip(scope: Scope, node: ir.Node) -> Any:
 
 def _bound(scope: Scope, node: ir.Node, index: int, attribute: str) -> Any | None:
     """Return a bound: a float, an int32, a variable, or None where there is none."""
-    if opset(node) < 11:
+    if scope.opset < 11:
         value = float(node.attributes.get_float(attribute, LARGEST))
         return None if abs(value) >= LARGEST else value
-    array = scope.constant(node, index)
+    array = known(scope, node, index)
     if array is None:
-        return scope.optional(node, index) if len(node.inputs) > index else None
+        return scope.optional(node, index)
     item = array.ravel()[0]
     if array.dtype.kind == "f":
         return None if np.isinf(item) else float(item)
@@ -164,7 +164,7 @@ def softmax(scope: Scope, node: ir.Node) -> Any:
     """Write a softmax along an axis; before opset 13 it ran over all axes from ``axis`` on, as one."""
     x, write = scope.input(node, 0), Writer(scope, node)
     shape, rank = dims(x), len(dims(x))
-    recent = opset(node) >= 13
+    recent = scope.opset >= 13
     axis = int(node.attributes.get_int("axis", -1 if recent else 1))
     axis += rank if axis < 0 else 0
     if recent or (math.prod(shape[axis + 1 :]) == 1 and axis < rank):

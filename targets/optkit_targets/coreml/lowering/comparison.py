@@ -11,7 +11,7 @@ from optkit_targets.coreml.lowering.elementwise import NARROW, wrapped
 from optkit_targets.coreml.lowering.forms import broadcast, check_rank, dims, dtype, is_float, wide
 from optkit_targets.coreml.lowering.scope import CannotLower, Scope
 from optkit_targets.coreml.lowering.table import lowers
-from optkit_targets.coreml.lowering.writing import Writer, number_type, opset, read_outputs
+from optkit_targets.coreml.lowering.writing import Writer, number_type, read_outputs
 
 COMPARISONS = {"Less": "less", "LessOrEqual": "less_equal", "Greater": "greater", "GreaterOrEqual": "greater_equal"}
 LOGIC = {"And": "logical_and", "Or": "logical_or", "Xor": "logical_xor"}
@@ -132,5 +132,5 @@ def dropout(scope: Scope, node: ir.Node) -> Any:
     x = scope.input(node, 0)
     if 1 not in read_outputs(node):
         return x
-    kind: Any = bool if opset(node) >= 10 else number_type(x) if is_float(x) else np.int32
+    kind: Any = bool if scope.opset >= 10 else number_type(x) if is_float(x) else np.int32
     return x, scope.const(np.ones(dims(x), kind), f"{node.name}_mask")

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from optkit_targets.coreml.lowering.forms import axis_of, dims, dtype, reshaped
 from optkit_targets.coreml.lowering.scope import CannotLower, Scope
 from optkit_targets.coreml.lowering.table import lowers
-from optkit_targets.coreml.lowering.writing import Writer, number_type, opset, parameter, read_outputs, refuse_outputs
+from optkit_targets.coreml.lowering.writing import Writer, number_type, parameter, read_outputs, refuse_outputs
 
 IMAGES = (3, 4, 5)  # ranks of batch_norm's input
 PLANES = (3, 4)  # ranks of instance_norm's and local_response_norm's
@@ -111,7 +111,7 @@ def group_norm(scope: Scope, node: ir.Node) -> Any:
     """Write a normalization of blocks of channels, with scale and bias by channel as from opset 21 on."""
     x, write = scope.input(node, 0), Writer(scope, node)
     shape, count = dims(x), node.attributes.get_int("num_groups", 1)
-    if opset(node) < 21:
+    if scope.opset < 21:
         raise CannotLower("before opset 21 its scale was one of every block: raise the opset")
     blocks = write.reshape(x=x, shape=[shape[0], count, math.prod(shape[1:]) // count])
     normal = write.reshape(x=write.layer_norm(x=blocks, axes=[2], epsilon=_epsilon(node)), shape=list(shape))

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from optkit.graph import argument
 from optkit_targets.coreml.lowering.attention import fused
-from optkit_targets.coreml.lowering.forms import dims, is_float, reshaped, wide
+from optkit_targets.coreml.lowering.forms import dims, is_float, known, reshaped, wide
 from optkit_targets.coreml.lowering.scope import Scope
 from optkit_targets.coreml.lowering.table import lowers, operator
 from optkit_targets.coreml.lowering.weights import Dense, weight_of
@@ -118,7 +118,7 @@ def gemm(scope: Scope, node: ir.Node) -> Any:
 
 def _bias(scope: Scope, node: ir.Node, x: Any, columns: int, beta: float) -> np.ndarray | None:
     """Return ``beta·C`` as linear's bias [N]; None where it is left out, computed, or differs from row to row."""
-    array = scope.constant(node, 2)
+    array = known(scope, node, 2)
     if array is None or array.size not in (1, columns) or (array.size > 1 and array.shape[-1] != columns):
         return None
     return np.broadcast_to(array.ravel() * beta, columns).astype(number_type(x))

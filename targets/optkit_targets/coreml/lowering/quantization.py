@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optkit.graph import argument
-from optkit_targets.coreml.lowering.forms import dims, dtype, needs
+from optkit_targets.coreml.lowering.forms import dims, dtype, known, needs
 from optkit_targets.coreml.lowering.scope import CannotLower, Scope
 from optkit_targets.coreml.lowering.table import lowers
 from optkit_targets.coreml.lowering.weights import aligned, scaled_of
@@ -55,7 +55,7 @@ def _constants(scope: Scope, node: ir.Node) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         CannotLower: One is computed at run time, or there is one for every block.
     """
-    scale, offset = scope.constant(node, 1), scope.constant(node, 2)
+    scale, offset = known(scope, node, 1), known(scope, node, 2)
     if scale is None or (offset is None and argument(node, 2) is not None):
         raise CannotLower("its scale or zero point is computed at run time, and MIL's are constant")
     if node.attributes.get_int("block_size", 0):

@@ -55,12 +55,14 @@ class Scope:
         mb: coremltools' builder, every operation named.
         deployment: The number in the deployment target: 15 for iOS 15, 18 for iOS 18.
         settle: Whether a wider form does where only a later deployment target has the narrow one.
+        opset: The version of the default operator set, of bodies too.
     """
 
-    def __init__(self, deployment: int, *, settle: bool = True) -> None:
+    def __init__(self, deployment: int, *, settle: bool = True, opset: int = 21) -> None:
         self.mb = Names(self)
         self.deployment = deployment
         self.settle = settle
+        self.opset = opset
         self._variables: dict[ir.Value, Any] = {}
         self._taken: set[str] = set()
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optkit_targets.coreml import toolkit
-from optkit_targets.coreml.lowering.forms import dtype
+from optkit_targets.coreml.lowering.forms import dtype, known
 from optkit_targets.coreml.lowering.scope import CannotLower, Scope
 
 FLOATS: dict[str, type[np.floating[Any]]] = {"fp16": np.float16, "fp32": np.float32}
@@ -64,14 +64,8 @@ def number_type(variable: Any) -> type[np.floating[Any]]:
 
 def parameter(scope: Scope, node: ir.Node, index: int, like: Any) -> np.ndarray | None:
     """Return a node's constant input in the float type of a variable; None where it is computed or left out."""
-    array = scope.constant(node, index)
+    array = known(scope, node, index)
     return None if array is None else array.astype(number_type(like))
-
-
-def opset(node: ir.Node) -> int:
-    """Return the version of the default operator set that a node was written in."""
-    graph = node.graph
-    return 1 if graph is None else graph.opset_imports.get("", 1)
 
 
 def read_outputs(node: ir.Node) -> list[int]:
