@@ -101,7 +101,7 @@ def refit_kept(
     start = held * keep
     ridge = damping * float(np.diag(hessian).mean()) if weight.size else 0.0
     if ridge <= 0:
-        return start.astype(np.float32)
+        return np.where(keep, weight, 0.0).astype(np.float32)
     system = hessian.astype(np.float64) + ridge * np.eye(columns)
     goal = (held @ cross + ridge * held) * keep
     scaling = keep / np.diag(system)  # Jacobi's preconditioner, and the projection on the mask
@@ -121,7 +121,7 @@ def refit_kept(
         after = (residual * next_).sum(axis=1)
         direction = next_ + np.divide(after, energy, out=np.zeros_like(after), where=energy > 0)[:, None] * direction
         energy = after
-    return np.asarray(found, np.float32) * keep
+    return np.where(keep, found, 0.0).astype(np.float32)
 
 
 def _check(saliency: np.ndarray) -> None:
