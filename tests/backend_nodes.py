@@ -176,30 +176,44 @@ def lowered(proto: onnx.ModelProto, deployment: int = DEPLOYMENT) -> Any:
 
 def run_together(ready: list[Ready]) -> list[Outcome]:
     """Run cases as one package; where that fails, each alone."""
-    merged, fed = onnx.ModelProto(), dict[str, np.ndarray]()
-    merged.CopyFrom(ready[0].model)
-    merged.ir_version = max(item.model.ir_version for item in ready)
-    merged.graph.Clear()
-    merged.graph.name = "cases"
-    for place, item in enumerate(ready):
-        graph = onnx.compose.add_prefix(item.model, f"c{place}_").graph
-        for field in ("node", "input", "output", "initializer", "value_info"):
-            getattr(merged.graph, field).extend(getattr(graph, field))
-        fed |= {identifier(f"c{place}_{name}"): array for name, array in item.fed.items()}
+    if len(ready) == 1:
+        model, names = ready[0].model, [{name: name for name in (*ready[0].fed, *ready[0].expected)}]
+    else:
+        model, names = merged([item.model for item in ready])
+    fed = {identifier(own[name]): item.fed[name] for item, own in zip(ready, names, strict=True) for name in item.fed}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            package = save(lowered(merged), DEPLOYMENT, Path(folder) / "p.mlpackage", half=False, metadata={})
+            package = save(lowered(model), DEPLOYMENT, Path(folder) / "p.mlpackage", half=False, metadata={})
             found = open_package(package).run(fed)
     except Exception as error:
         if len(ready) > 1:
             return [outcome for item in ready for outcome in run_together([item])]
         return [Outcome(ready[0].case.name, "failed", described(error))]
     ends = []
-    for place, item in enumerate(ready):
-        own = {name: found[identifier(f"c{place}_{name}")] for name in item.expected}
-        problem = difference(item, own)
+    for item, own in zip(ready, names, strict=True):
+        results = {name: found[identifier(own[name])] for name in item.expected}
+        problem = difference(item, results)
         ends.append(Outcome(item.case.name, "failed" if problem else "passed", problem))
     return ends
+
+
+def merged(models: list[onnx.ModelProto]) -> tuple[onnx.ModelProto, list[dict[str, str]]]:
+    """Return models side by side as one, and the new names of each one's inputs and outputs.
+
+    Bodies that read values around them are not renamed whole (onnx.compose): such a model fails, and runs alone.
+    """
+    whole, names = onnx.ModelProto(), []
+    whole.CopyFrom(models[0])
+    whole.ir_version = max(model.ir_version for model in models)
+    whole.graph.Clear()
+    whole.graph.name = "cases"
+    for place, model in enumerate(models):
+        graph = onnx.compose.add_prefix(model, f"c{place}_").graph
+        for field in ("node", "input", "output", "initializer", "value_info"):
+            getattr(whole.graph, field).extend(getattr(graph, field))
+        values = (*model.graph.input, *model.graph.output)
+        names.append({value.name: f"c{place}_{value.name}" for value in values})
+    return whole, names
 
 
 def difference(item: Ready, found: dict[str, np.ndarray]) -> str:

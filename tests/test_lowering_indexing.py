@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lowering_runs import check, integers, numbers, operations, text
+from lowering_runs import check, executed, integers, numbers, operations, text
 from optkit.errors import InputError
 
 ALL = (15, 17, 18)
@@ -89,6 +89,17 @@ def test_rows_with_one_element_on():
     body = "y = OneHot<axis = 0>(i, d, v) z = OneHot(i, d, w)"
     constants = {"d": ints(4), "v": np.array([0.5, 2], np.float32), "w": ints(0, 1)}
     check(text(body, inputs, "float y, int64 z", constants), inputs)
+
+
+@pytest.mark.parametrize("mode", ["linear", "circular"])
+def test_caches_that_are_written_from_a_place_on(mode):
+    starts = ints(3, 1) if mode == "circular" else ints(2, 0)
+    inputs = {"c": numbers(2, 3, 4, 2), "u": numbers(2, 3, 2, 2, seed=1), "w": starts}
+    found = executed(text(f'y = TensorScatter<mode = "{mode}">(c, u, w)', inputs, "float y", opset=24), inputs)["y"]
+    wanted = inputs["c"].copy()
+    for sample, start in enumerate(starts):
+        wanted[sample, :, [start % 4, (start + 1) % 4]] = inputs["u"][sample].transpose(1, 0, 2)
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_what_is_not_zero_is_not_static():

@@ -159,6 +159,12 @@ def test_rims_as_attributes_and_with_a_value():
     check(text("y = Pad(x, p, v) c = Pad(b, p, t)", x, "float y, bool c", constants), x)
 
 
+def test_rims_and_cuts_around_the_center():
+    x = {"x": numbers(5, 4, 3)}
+    body = "y = CenterCropPad(x, s) z = CenterCropPad<axes = [-1, 0]>(x, t)"
+    check(text(body, x, "float y, float z", {"s": ints(2, 7, 3), "t": ints(4, 9)}), x)
+
+
 def test_rims_that_are_computed_are_refused():
     inputs = {"x": numbers(2, 3), "v": numbers(1)}
     model = text("s = Squeeze(v) y = Pad(x, p, s)", inputs, "float y", {"p": ints(0, 1, 1, 0)})

@@ -125,3 +125,10 @@ def test_cubic_samples_are_refused():
     inputs = {"x": numbers(1, 2, 4, 5), "g": numbers(1, 3, 6, 2, seed=1)}
     with pytest.raises(InputError, match="mode 'cubic': MIL samples by the nearest element or bilinearly"):
         operations(text('y = GridSample<mode = "cubic">(x, g)', inputs, "float y", opset=20))
+
+
+@pytest.mark.parametrize("corners", [0, 1])
+def test_grids_of_affine_maps(corners):
+    inputs = {"x": numbers(2, 3, 4, 5), "t": numbers(2, 2, 3, seed=1, low=-1, high=1)}
+    body = f"g = AffineGrid<align_corners = {corners}>(t, s) y = GridSample<align_corners = {corners}>(x, g)"
+    check(text(body, inputs, "float y", {"s": np.array([2, 3, 4, 6])}, 20), inputs, atol=1e-5)

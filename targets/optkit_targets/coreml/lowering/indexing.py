@@ -138,6 +138,31 @@ def scatter_nd(scope: Scope, node: ir.Node) -> Any:
     return through(scope, data, NUMBERS, "int32", work)
 
 
+@lowers("TensorScatter")
+def tensor_scatter(scope: Scope, node: ir.Node) -> Any:
+    """Write what is new into a cache, from a place of each sample's own on; a circular cache begins anew at its end."""
+    data, updates = scope.input(node, 0), scope.input(node, 1)
+    own, covered = dims(data), dims(updates)
+    axis = axis_of(node.attributes.get_int("axis", -2), len(own))
+    steps = np.arange(covered[axis], dtype=np.int32).reshape([-1 if place == axis else 1 for place in range(len(own))])
+    starts = scope.optional(node, 2)
+    places: Any = steps
+    if starts is not None:
+        column = reshaped(scope, cast(scope, starts, "int32"), [own[0]] + [1] * (len(own) - 1))
+        places = scope.mb.add(x=column, y=steps)
+        if node.attributes.get_string("mode", "linear") == "circular":
+            places = scope.mb.mod(x=places, y=np.int32(own[axis]))
+    indices = scope.mb.add(x=places, y=np.zeros(covered, np.int32))  # one index for each element
+
+    def work(values: Any) -> Any:
+        given, name = cast(scope, updates, dtype(values)), label(scope, node)
+        return scope.mb.scatter_along_axis(
+            data=values, indices=indices, updates=given, axis=axis, mode="update", name=name
+        )
+
+    return through(scope, data, NUMBERS, "int32", work)
+
+
 @lowers("OneHot")
 def one_hot(scope: Scope, node: ir.Node) -> Any:
     """Write rows that are ``on`` at their index and ``off`` elsewhere."""

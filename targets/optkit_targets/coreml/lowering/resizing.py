@@ -256,3 +256,18 @@ def _elements(scope: Scope, grid: Any, shape: tuple[int, ...], corners: bool) ->
     else:  # ((g + 1) · size - 1) / 2
         places = scope.mb.mul(x=scope.mb.sub(x=scope.mb.mul(x=moved, y=size.astype(kind)), y=kind(1)), y=kind(0.5))
     return scope.mb.round(x=places)
+
+
+@lowers("AffineGrid")
+def affine_grid(scope: Scope, node: ir.Node) -> Any:
+    """Write the points between -1 and 1 that affine maps [samples, axes, axes + 1] take a regular grid to."""
+    maps, size = scope.input(node, 0), setting(scope, node, 1, "size")
+    if size is None:
+        raise CannotLower("it has no size")
+    corners, space = node.attributes.get_int("align_corners", 0) == 1, size[2:]
+    ticks = [np.linspace(-1, 1, length) if corners else (2 * np.arange(length) + 1) / length - 1 for length in space]
+    grid = np.stack([*np.meshgrid(*ticks, indexing="ij")[::-1], np.ones(space)], axis=-1)  # x first, then 1
+    kind = np.float16 if dtype(maps) == "fp16" else np.float32
+    points = grid.reshape(1, -1, len(space) + 1).astype(kind)
+    found = scope.mb.matmul(x=points, y=maps, transpose_y=True)
+    return reshaped(scope, found, [size[0], *space, len(space)], name=label(scope, node))

@@ -135,6 +135,23 @@ def pad(scope: Scope, node: ir.Node) -> Any:
     return _pad_copies(scope, data, rims, mode, label(scope, node))
 
 
+@lowers("CenterCropPad")
+def center_crop_pad(scope: Scope, node: ir.Node) -> Any:
+    """Write a tensor cut or padded with zeros on both sides to a shape."""
+    data = scope.input(node, 0)
+    own, wanted = dims(data), required(setting(scope, node, 1, "shape"), "shape")
+    places = [axis_of(axis, len(own)) for axis in scope.ints(node, "axes") or range(len(own))]
+    cuts, rims = [slice(None)] * len(own), [(0, 0)] * len(own)
+    for axis, size in zip(places, wanted, strict=True):
+        begin = abs(own[axis] - size) // 2
+        if size < own[axis]:
+            cuts[axis] = slice(begin, begin + size)
+        else:
+            rims[axis] = (begin, size - own[axis] - begin)
+    data = sliced(scope, data, cuts, name=label(scope, node))
+    return _pad_value(scope, data, rims, 0.0, label(scope, node)) if any(map(any, rims)) else data
+
+
 def _value(scope: Scope, node: ir.Node) -> float:
     if "value" in node.attributes:
         return node.attributes.get_float("value", 0.0)
