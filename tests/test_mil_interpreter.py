@@ -251,25 +251,62 @@ def test_damaged_packages_are_sentences(tmp_path: Path) -> None:
         load(package, "other")
 
 
-def test_a_constant_outside_the_package_is_refused(tmp_path: Path) -> None:
-    package = saved(tmp_path, lambda mb, x: {"y": mb.linear(x=x, weight=normal(8, 4))}, {"x": normal(2, 4)})
+def _changed(package: Path, change: Any) -> None:
+    """Let ``change`` edit the operations of a package's specification."""
     model = toolkit.proto().Model.FromString((package / SPECIFICATION).read_bytes())
     function = model.mlProgram.functions["main"]
-    for operation in function.block_specializations[function.opset].operations:
-        if operation.attributes["val"].WhichOneof("value") == "blobFileValue":
-            operation.attributes["val"].blobFileValue.fileName = "@model_path/../../../secret"
+    change(function.block_specializations[function.opset].operations)
     (package / SPECIFICATION).write_bytes(model.SerializeToString())
+
+
+def test_operations_that_lack_what_they_need_are_sentences(tmp_path: Path) -> None:
+    def build(mb: Any, x: Any) -> dict[str, Any]:
+        looped = mb.while_loop(
+            _cond=lambda i, _: mb.less(x=i, y=2), _body=lambda i, v: (mb.add(x=i, y=1), mb.exp(x=v)), loop_vars=(0, x)
+        )
+        return {"y": mb.add(x=looped[1], y=mb.cumsum(x=x))}
+
+    def of(type_: str, operations: Any) -> Any:
+        return next(operation for operation in operations if operation.type == type_)
+
+    changes = {
+        r"const without 'val' \(": lambda ops: of("const", ops).attributes.pop("val"),
+        r"while_loop without the bodies it needs \(": lambda ops: of("while_loop", ops).blocks[1].outputs.pop(),
+        r"add with nothing for 'x' \(add_\d+\)": lambda ops: of("add", ops).inputs["x"].ClearField("arguments"),
+        r"cumsum with 'z' \(": lambda ops: of("cumsum", ops).inputs["z"].arguments.add(name="x"),
+        r"'add_\d+' \(add\) computes 1 results, and the program declares 2": lambda ops: of("add", ops).outputs.add(
+            name="z"
+        ),
+        r"\(add\) cannot be computed: .*missing 1 required": lambda ops: of("add", ops).inputs.pop("y"),
+        r"variable 'none' is read before": lambda ops: setattr(of("add", ops).inputs["x"].arguments[0], "name", "none"),
+    }
+    for sentence, change in changes.items():
+        package = saved(tmp_path, build, {"x": normal(2, 3)})
+        _changed(package, change)
+        with pytest.raises(InputError, match=sentence):
+            load(package).run({"x": normal(2, 3)})
+
+
+def test_a_constant_outside_the_package_is_refused(tmp_path: Path) -> None:
+    package = saved(tmp_path, lambda mb, x: {"y": mb.linear(x=x, weight=normal(8, 4))}, {"x": normal(2, 4)})
+
+    def change(operations: Any) -> None:
+        for operation in operations:
+            if operation.attributes["val"].WhichOneof("value") == "blobFileValue":
+                operation.attributes["val"].blobFileValue.fileName = "@model_path/../../../secret"
+
+    _changed(package, change)
     with pytest.raises(InputError, match=r"lies in '@model_path/../../../secret', outside the package"):
         load(package)
 
 
 def test_a_result_that_is_not_as_declared_is_a_sentence(tmp_path: Path) -> None:
     package = saved(tmp_path, _scale, {"x": normal(2, 3)})
-    model = toolkit.proto().Model.FromString((package / SPECIFICATION).read_bytes())
-    function = model.mlProgram.functions["main"]
-    block = function.block_specializations[function.opset]
-    last = next(operation for operation in block.operations if operation.type == "mul")
-    last.outputs[0].type.tensorType.dimensions[0].constant.size = 7
-    (package / SPECIFICATION).write_bytes(model.SerializeToString())
+
+    def change(operations: Any) -> None:
+        last = next(operation for operation in operations if operation.type == "mul")
+        last.outputs[0].type.tensorType.dimensions[0].constant.size = 7
+
+    _changed(package, change)
     with pytest.raises(InputError, match=r"'mul_\d+' \(mul\) has shape \[2, 3\], and the program declares \[7, 3\]"):
         load(package).run({"x": normal(2, 3)})

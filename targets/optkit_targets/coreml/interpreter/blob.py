@@ -63,8 +63,9 @@ class BlobFile:
         self.path = path
         try:
             mapped = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
-        except OSError as error:
-            raise self._damaged(f"the weight file cannot be read: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # ValueError: no path is like this
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise self._damaged(f"the weight file cannot be read: {reason}") from error
         self._bytes = mapped.view(np.ndarray)
         if self._bytes.size < HEADER.size:
             raise self._damaged(f"the weight file has {self._bytes.size} bytes, less than its header of {HEADER.size}")

@@ -139,7 +139,9 @@ def _type_name(type_: Any) -> str:
     """Return the name of a tensor's elements, or nothing for what is no tensor."""
     if type_.WhichOneof("type") != "tensorType":
         return ""
-    return str(toolkit.proto().MIL__pb2.DataType.Name(type_.tensorType.dataType))
+    number = type_.tensorType.dataType
+    known = toolkit.proto().MIL__pb2.DataType.DESCRIPTOR.values_by_number
+    return str(known[number].name) if number in known else f"number {number}"
 
 
 def _strings(tensor: Any, type_: Any) -> str | tuple[str, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 from optkit.errors import InputError
 from optkit_targets.coreml.interpreter.features import Feature, arrays, inputs_of, outputs_of
 from optkit_targets.coreml.interpreter.halves import overflowed
-from optkit_targets.coreml.interpreter.plan import Plan, Step, execute, plan, settled, value_of
+from optkit_targets.coreml.interpreter.plan import Plan, Step, execute, matched, plan, settled, value_of
 from optkit_targets.coreml.interpreter.program import Function, Operation, read_program
 from optkit_targets.coreml.interpreter.weights import Weight, weights_of
 
@@ -80,7 +80,8 @@ class Interpreter:
         with np.errstate(all="ignore"):
             results = run.block(self._plan, arrays(self.inputs, inputs))
         self.overflows = tuple(run.overflows)
-        return dict(zip(self._plan.outputs, results, strict=True))
+        # Copies: what a caller writes to must be neither a constant nor its own input.
+        return {name: np.array(result) for name, result in zip(self._plan.outputs, results, strict=True)}
 
 
 class _Run:
@@ -95,7 +96,7 @@ class _Run:
         """Return the outputs of a block that sees ``variables``."""
         variables = {**variables, **plan.constants}
         for step in plan.steps:
-            made = self._step(step, variables, plan)
+            made = matched(step.operation, self._step(step, variables, plan))
             for index, output in enumerate(step.operation.outputs):
                 variables[output.name] = self._settled(step.operation, index, made[index])
             for name in step.releases:
@@ -106,11 +107,7 @@ class _Run:
         operation = step.operation
         if step.kernel is not None:
             reads = plan.widened if step.kernel.widen else value_of
-            made = execute(operation, step.kernel, lambda binding: reads(binding, variables), self._deployment)
-            if len(made) != len(operation.outputs):
-                what = f"'{operation.where}' ({operation.type}) computes {len(made)} results"
-                raise InputError(f"{what}, and the program declares {len(operation.outputs)}")
-            return made
+            return execute(operation, step.kernel, lambda binding: reads(binding, variables), self._deployment)
         control = {
             "cond": self._cond,
             "while_loop": self._while_loop,

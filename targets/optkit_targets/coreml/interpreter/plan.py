@@ -16,9 +16,16 @@ from optkit_targets.coreml.interpreter.kernels.table import VARIADIC, Kernel, ke
 from optkit_targets.coreml.interpreter.program import Block, Function, Operation
 
 CONSTANT, COMPRESSED = "const", "constexpr_"
-CONTROL = frozenset({"cond", "while_loop", "read_state", "write_state"})
-"""Operators that the interpreter executes itself."""
+CONTROL = {
+    CONSTANT: ("val",),
+    "cond": ("pred",),
+    "while_loop": ("loop_vars",),
+    "read_state": ("input",),
+    "write_state": ("input", "data"),
+}
+"""Operators that the interpreter executes itself, and the parameters they need."""
 Read = Callable[[str | Constant], Any]
+BRANCHES = 2  # of a condition; a loop has its condition and its body
 SOME = 5  # places that an error names
 
 
@@ -77,20 +84,9 @@ def require_kernels(function: Function) -> None:
     Raises:
         InputError: Names the operators and what they compute.
     """
-    known = kernels()
     lacking: dict[str, list[str]] = {}
     for operation in function.block.walk():
-        kernel = known.get(operation.type)
-        if operation.type == CONSTANT:
-            continue
-        if operation.type in CONTROL:
-            strange = operation.type.endswith("_state") and operation.inputs["input"][0] not in function.states
-            missing = ["of a state that is no input of the function"] if strange else []
-        elif kernel is None:
-            missing = [""]
-        else:
-            missing = [f"with '{name}'" for name in operation.inputs if name not in kernel.parameters]
-        for reason in missing:
+        for reason in _lacking(operation, function):
             lacking.setdefault(f"{operation.type} {reason}".rstrip(), []).append(operation.where)
     if lacking:
         parts = [
@@ -98,6 +94,37 @@ def require_kernels(function: Function) -> None:
             for what, places in lacking.items()
         ]
         raise InputError(f"these operators are not executed by the interpreter: {'; '.join(parts)}")
+
+
+def _lacking(operation: Operation, function: Function) -> list[str]:
+    """Return why an operation is not executed."""
+    empty = [
+        f"with nothing for '{name}'" for name, given in operation.inputs.items() if not given and name not in VARIADIC
+    ]
+    if operation.type in CONTROL:
+        reasons = [f"without '{name}'" for name in CONTROL[operation.type] if name not in operation.inputs]
+        reasons += [] if _bodies(operation) else ["without the bodies it needs"]
+        state = operation.inputs.get("input", ("",))
+        if operation.type.endswith("_state") and state and state[0] not in function.states:
+            reasons.append("of a state that is no input of the function")
+        return empty + reasons
+    kernel = kernels().get(operation.type)
+    if kernel is None:
+        return [""]
+    return empty + [f"with '{name}'" for name in operation.inputs if name not in kernel.parameters]
+
+
+def _bodies(operation: Operation) -> bool:
+    """Return whether an operation has the bodies that its operator needs, and what it carries suits them."""
+    if operation.type == "cond":
+        return len(operation.blocks) == BRANCHES
+    if operation.type != "while_loop":
+        return True
+    carried = len(operation.inputs.get("loop_vars", ()))
+    if len(operation.blocks) != BRANCHES or any(len(block.inputs) != carried for block in operation.blocks):
+        return False
+    condition, body = operation.blocks
+    return len(condition.outputs) == 1 and len(body.outputs) == carried
 
 
 def _plan(block: Block, function: Function, outer: Mapping[str, Any]) -> Plan:
@@ -110,11 +137,11 @@ def _plan(block: Block, function: Function, outer: Mapping[str, Any]) -> Plan:
             made: tuple[Any, ...] = (value_of(operation.inputs["val"][0], {}),)
         elif operation.type.startswith(COMPRESSED):
             made = execute(operation, known[operation.type], partial(_read, visible), function.deployment)
-            made = tuple(settled(operation, index, value) for index, value in enumerate(made))
+            made = tuple(settled(operation, index, value) for index, value in enumerate(matched(operation, made)))
         else:
             running.append(operation)
             continue
-        for output, value in zip(operation.outputs, made, strict=True):
+        for output, value in zip(operation.outputs, matched(operation, made), strict=True):
             constants[output.name] = visible[output.name] = value
     steps = []
     needed = set(block.outputs) | set(constants)
@@ -172,10 +199,22 @@ def execute(operation: Operation, kernel: Kernel, read: Read, deployment: int) -
         arguments[kernel.parameters[parameter]] = found if parameter in VARIADIC else found[0]
     try:
         made = kernel.function(**arguments)
-    except (ValueError, IndexError, TypeError, KeyError, InputError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError, MemoryError, InputError) as error:
         what = f"the operation '{operation.where}' ({operation.type}) cannot be computed: {error}"
         raise InputError(what) from error
     return made if isinstance(made, tuple) else (made,)
+
+
+def matched(operation: Operation, made: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return what was computed.
+
+    Raises:
+        InputError: The program declares another number of results.
+    """
+    if len(made) != len(operation.outputs):
+        what = f"'{operation.where}' ({operation.type}) computes {len(made)} results"
+        raise InputError(f"{what}, and the program declares {len(operation.outputs)}")
+    return made
 
 
 def widened(value: Any) -> Any:

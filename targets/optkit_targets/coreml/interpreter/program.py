@@ -161,7 +161,8 @@ def _block(block: Any, reader: ConstantReader) -> Block:
 
 def _operation(operation: Any, reader: ConstantReader) -> Operation:
     attributes = dict(operation.attributes)
-    name = attributes.pop("name").immediateValue.tensor.strings.values[0] if "name" in attributes else ""
+    names = attributes.pop("name").immediateValue.tensor.strings.values if "name" in attributes else ()
+    name = next(iter(names), "")
     inputs: dict[str, tuple[str | Constant, ...]] = {
         # Constants have their value here, and the compressed ones of iOS 16 all of their parameters.
         parameter: (reader.read(value, name or parameter),)
