@@ -17,10 +17,10 @@ from optkit_targets.coreml.lowering.forms import (
     broadcast,
     check_rank,
     dims,
+    dtype,
     is_float,
     label,
     reshaped,
-    through,
     transposed,
     volume,
 )
@@ -95,7 +95,7 @@ def _distinct(scope: Scope, letters: str, value: Any) -> Term:
             shape = [size if place in (first, second) else 1 for place in range(len(letters))]
             if not is_float(value):
                 raise CannotLower(f"axis '{letter}' appears twice in an operand of integers")
-            kind = np.float16 if str(value.dtype).find("16") >= 0 else np.float32
+            kind = np.float16 if dtype(value) == "fp16" else np.float32
             eye = np.eye(size, dtype=kind).reshape(shape)
             value = scope.mb.reduce_sum(x=scope.mb.mul(x=value, y=eye), axes=[second], keep_dims=False)
             letters = letters[:second] + letters[second + 1 :]
@@ -123,14 +123,7 @@ def _product(scope: Scope, x: Term, y: Term, wanted: set[str]) -> Term:
     counts = [volume([sizes[letter] for letter in part]) for part in (batch, rows, summed, columns)]
     left = _matrix(scope, x, [batch, rows, summed], sizes, [counts[0], counts[1], counts[2]])
     right = _matrix(scope, y, [batch, summed, columns], sizes, [counts[0], counts[2], counts[3]])
-
-    def work(values: Any) -> Any:
-        return scope.mb.matmul(x=values, y=through_type(right, values))
-
-    def through_type(value: Any, like: Any) -> Any:
-        return value if value.dtype == like.dtype else scope.mb.cast(x=value, dtype="fp32")
-
-    product = through(scope, left, ("fp16", "fp32", "int32"), "fp32", work)
+    product = scope.mb.matmul(x=left, y=right)
     letters = "".join(batch + rows + columns)
     check_rank(len(letters), "a product on the way")
     return Term(letters, reshaped(scope, product, [sizes[letter] for letter in letters]))
