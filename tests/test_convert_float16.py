@@ -218,6 +218,16 @@ def test_what_a_schema_does_not_take_is_read_from_the_schema() -> None:
     assert reasons(remarks)[""] == "opset 12 has no Cast to bfloat16"
 
 
+def test_a_root_mean_square_norm_changes_with_its_input() -> None:
+    text = """<ir_version: 11, opset_import: ["" : 23]>
+    main (float[2, 4] x) => (float[2, 4] y) <float[4, 4] w = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1},
+        float[4] scale = {1, 2, 3, 4}> { a = MatMul (x, w)  b = RMSNormalization (a, scale)  y = MatMul (b, w) }"""
+    result, _ = converted(load_text(text))
+    norm = next(node for node in result.graph if node.op_type == "RMSNormalization")
+    types = {value.dtype for value in (*norm.inputs, *norm.outputs) if value is not None}
+    assert len(types) == 1  # onnxruntime takes no others
+
+
 def test_long_softmax_stays_float32() -> None:
     for length, half in ((2048, True), (2049, False)):
         model = build(

@@ -59,7 +59,7 @@ def report(found: Report, goal: Path, *, first: bool = True) -> None:
     _remarks(found)
     for gate in found.gates:
         state = "[green]met[/green]" if gate.met else "[red]not met[/red]"
-        show = share if gate.name == "coverage" else "{:g}".format
+        show = {"coverage": share, "agreement": decibel}.get(gate.name, "{:g}".format)
         actual = "unknown" if gate.actual is None else show(gate.actual)
         console.print(f"limit on {gate.name}: {show(gate.limit)}, reached {actual}: {state}")
     console.print(f"\nwritten: [bold]{escape(str(goal))}[/bold]  (report.html for the whole story)")

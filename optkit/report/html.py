@@ -252,6 +252,8 @@ def gate_figure(name: str, value: float | None) -> str:
     """Return a gate's limit or what was reached, in the unit of that gate."""
     if value is None:
         return "not known"
+    if name == "agreement":
+        return units.decibel(value)
     if name == "coverage":
         return units.share(value)
     if name == "drop":

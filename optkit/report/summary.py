@@ -21,6 +21,7 @@ from optkit.report.coverage import coverage
 from optkit.report.inspection import inspect_model
 from optkit.target import Target
 
+LEAST_AGREEMENT_DB = 10.0  # of the package as deployed with the same arithmetic simulated: below it something is wrong
 LEAST_COVERAGE = 0.5  # of the weights: a name that says less of the model than that misleads
 
 
@@ -156,6 +157,9 @@ def check_gates(
         covered: What is in the precision asked for. Where that is less than `LEAST_COVERAGE` of the weights, a gate
             says so though none was set.
         demanded: Whether a precision was asked for; a recipe with passes of its own need not.
+
+    A package that computes something else as deployed than simulated, less than `LEAST_AGREEMENT_DB`, does not meet the
+    gate ``agreement``, which nobody has to set.
     """
     drop = max((evaluation.drop for evaluation in assessment.accuracy), default=None)
     figures: Sequence[tuple[str, float | None, float | None]] = (
@@ -169,6 +173,9 @@ def check_gates(
         for name, limit, actual in figures
         if limit is not None
     ]
+    between = assessment.deployment.between
+    if between is not None and between.sqnr_db < LEAST_AGREEMENT_DB:
+        held.append(Gate("agreement", LEAST_AGREEMENT_DB, between.sqnr_db, False))
     least = LEAST_COVERAGE if gates.min_coverage is None else gates.min_coverage
     share = covered.weights + covered.tables
     if gates.min_coverage is not None or (demanded and share < least):

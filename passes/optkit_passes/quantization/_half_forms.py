@@ -166,6 +166,8 @@ def _form_by_schema(
     # a result whose type no input gives has it from an attribute
     named = node.op_type == "Cast" or (node.op_type == "ConstantOfShape" and "value" in node.attributes)
     fit &= set(outs.values()) if named else set(ins.values())
+    if node.op_type == "RMSNormalization":  # its result has the scale's type, and onnxruntime wants one for everything
+        fit |= set(ins.values())
     if not fit:
         return "it makes float32 values out of none"
     form = [tuple(index for index, kind in kinds.items() if kind in fit) for kinds in (ins, outs)]
