@@ -243,7 +243,7 @@ class FurtherTarget:
 
 @dataclass(frozen=True)
 class Gate:
-    """A limit, what was reached, and whether that is within it; a most, but for ``coverage`` and ``agreement`` a least."""
+    """A limit, what was reached, and whether it is met; a most, but for ``coverage`` and ``agreement`` a least."""
 
     name: str
     limit: float
