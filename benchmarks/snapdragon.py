@@ -21,48 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from static_models import SUBJECTS, Subject
+
 import optkit
 from optkit.report.contents import Report
 from optkit_targets.qnn import runtime
 
-SPECS = Path(__file__).parents[1] / "tests" / "data_specs"
+MODELS = (
+    "squeezenet1_1", "mobilenet_v1_075", "resnet20_cifar10", "resnet56_cifar10", "mnist_burn_cnn", "ultraface_rfb320",
+    "sst2_relu_encoder", "relu_lm",
+)  # fmt: skip
 TARGETS = ("snapdragon-8gen3-npu", "snapdragon-8gen2-npu", "snapdragon-8-elite-npu")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model below ``data/`` of the shared folder, its fixed sizes, its data, and how many samples are scored."""
-
-    folder: str
-    calibration: str
-    evaluation: str
-    preprocess: str = ""
-    dims: tuple[tuple[str, int], ...] = ()
-
-
-def _text(calibration: str, evaluation: str) -> tuple[str, str]:
-    return f"{SPECS}/text_models.py:{calibration}", f"{SPECS}/text_models.py:{evaluation}"
-
-
-IMAGENET = ("imagenet_sample[:100]", "imagenet_sample[100:]")
-CIFAR10 = ("cifar10_jpeg/calibration.npz[:128]", "cifar10_jpeg/test.npz")
-SUBJECTS = {
-    "squeezenet1_1": Subject("squeezenet1_1", *IMAGENET, "squeezenet1_1.toml"),
-    "mobilenet_v1_075": Subject("mobilenet_v1_075", *IMAGENET, "mobilenet_v1_075.toml", (("N", 1),)),
-    "resnet20_cifar10": Subject("resnet20_cifar10", *CIFAR10, "resnet_cifar10.toml", (("N", 1),)),
-    "resnet56_cifar10": Subject("resnet56_cifar10", *CIFAR10, "resnet_cifar10.toml", (("N", 1),)),
-    "mnist_burn_cnn": Subject("mnist", "mnist/calibration.npz[:128]", "mnist/test.npz", "mnist_burn_cnn.toml"),
-    "ultraface_rfb320": Subject(
-        "ultraface_rfb320",
-        "ultraface_rfb320/golden.npz[:4]",
-        "ultraface_rfb320/golden.npz[4:]",
-        "ultraface_rfb320.toml",
-    ),
-    "sst2_relu_encoder": Subject(
-        "sst2", *_text("sst2_padded_calibration[:128]", "sst2_padded_eval"), dims=(("N", 1), ("T", 40))
-    ),
-    "relu_lm": Subject("relu_lm", *_text("relu_lm_calibration[:64]", "relu_lm_eval"), dims=(("N", 1), ("T", 128))),
-}
 
 
 @dataclass
@@ -91,18 +60,16 @@ def watched() -> Iterator[Spent]:
         runtime.Child.ask = ask  # type: ignore[method-assign]
 
 
-def compiled(shared: Path, subject: Subject, name: str, precision: str, goal: Path, evaluation: str | None) -> Report:
-    """Compile a model; with ``evaluation`` for the first target only, else for all of them."""
-    data = shared / "data"
-    calibration = subject.calibration if ".py:" in subject.calibration else str(data / subject.calibration)
+def compiled(shared: Path, subject: Subject, name: str, precision: str, goal: Path, samples: int) -> Report:
+    """Compile a model for all targets; with ``samples`` to evaluate on, for the first one only."""
     return optkit.compile(
-        data / subject.folder / f"{name}.onnx",
-        target=TARGETS[:1] if evaluation else TARGETS,
+        subject.path(shared, name),
+        target=TARGETS[:1] if samples else TARGETS,
         output=goal,
         precision=precision,
-        calibration=calibration,
-        evaluation=evaluation,
-        preprocess=SPECS / subject.preprocess if subject.preprocess else None,
+        calibration=subject.calibration_data(shared),
+        evaluation=subject.evaluation_data(shared, samples) if samples else None,
+        preprocess=subject.spec,
         dims=dict(subject.dims),
     )
 
@@ -116,17 +83,14 @@ def digests(goal: Path) -> dict[str, str]:
 def row(shared: Path, name: str, precision: str, samples: int) -> str:
     """Return one row of the table."""
     subject = SUBJECTS[name]
-    data = subject.evaluation if ".py:" in subject.evaluation else str(shared / "data" / subject.evaluation)
-    count = data.rpartition("[")[2].rstrip("]").partition(":")[0] if data.endswith("]") else "0"
-    evaluation = f"{data.rpartition('[')[0] if data.endswith(']') else data}[{count or 0}:{int(count or 0) + samples}]"
     with tempfile.TemporaryDirectory() as scratch:
         goals = [Path(scratch) / str(number) for number in range(3)]
         start = time.perf_counter()
         with watched() as spent:
-            report = compiled(shared, subject, name, precision, goals[0], None)
+            report = compiled(shared, subject, name, precision, goals[0], 0)
         seconds = time.perf_counter() - start
-        compiled(shared, subject, name, precision, goals[1], None)
-        measured = compiled(shared, subject, name, precision, goals[2], evaluation)
+        compiled(shared, subject, name, precision, goals[1], 0)
+        measured = compiled(shared, subject, name, precision, goals[2], samples)
         first, second = digests(goals[0]), digests(goals[1])
     npu = next(each for each in report.placement.devices if each.device == "npu")
     emulated, simulated = (
@@ -159,7 +123,7 @@ def main() -> int:
     """Print a row for every model and precision."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shared", type=Path)
-    parser.add_argument("--models", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(SUBJECTS))
     parser.add_argument("--precisions", nargs="+", default=["w8a8", "w8a16"])
     parser.add_argument("--samples", type=int, default=400)
     wanted = parser.parse_args()

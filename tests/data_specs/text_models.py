@@ -21,6 +21,7 @@ DATA = SHARED / "data"
 Sample = dict[str, np.ndarray]
 
 CONTEXT = 128  # characters that relu_lm sees
+STORY_TOKENS = 128
 SST2_TOKENS = 40  # the most that sst2_relu_encoder takes
 PADDING, UNKNOWN, CLS = 0, 1, 2  # ids in sst2/vocab.json
 VAD_WINDOW, VAD_OVERLAP = 512, 64  # samples at 16 kHz
@@ -56,6 +57,13 @@ def stories260k_calibration() -> Iterator[Sample]:
 
 def stories260k_eval() -> Iterator[Sample]:
     return _stories(slice(None))
+
+
+def stories260k_fixed() -> Iterator[Sample]:
+    """The first 128 tokens of the stories that have as many, for a device that takes static shapes."""
+    for sample in _stories(slice(None)):
+        if sample["input_ids"].shape[1] >= STORY_TOKENS:
+            yield {"input_ids": sample["input_ids"][:, :STORY_TOKENS]}
 
 
 def _sentences(file: str) -> Iterator[Sample]:
