@@ -107,6 +107,20 @@ def test_a_constant_weight_makes_a_linear():
     check(model, inputs)
 
 
+def test_a_transpose_that_moves_nothing_is_no_transpose():
+    inputs, weight = {"x": numbers(2, 5, 4)}, {"w": numbers(4, 4, seed=1)}
+    check(text("t = Transpose<perm = [0, 1]>(w)\nz = MatMul(x, t)", inputs, "float z", weight), inputs)
+
+
+def test_a_pruned_weight_is_stored_as_what_is_left_of_it():
+    weight = numbers(40, 64, seed=1)
+    weight[abs(weight) < 2] = 0
+    inputs = {"x": numbers(3, 64)}
+    model = text("y = Gemm<transB = 1>(x, w)", inputs, "float y", {"w": weight})
+    check(model, inputs, deployments=(15, 16, 18), atol=1e-4)
+    assert operations(model) == ["constexpr_sparse_to_dense", "linear"]
+
+
 @pytest.mark.parametrize(("bias", "fused"), [((3,), True), ((1, 1, 3), True), ((3, 3), False), ((1,), False)])
 def test_a_vector_added_behind_a_product_is_its_bias(bias, fused):
     inputs, weight = {"x": numbers(2, 3, 4)}, {"w": numbers(4, 3, seed=1), "b": numbers(*bias, seed=2)}

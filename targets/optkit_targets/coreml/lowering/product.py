@@ -12,7 +12,7 @@ from optkit_targets.coreml.lowering.attention import fused
 from optkit_targets.coreml.lowering.forms import dims, is_float, known, reshaped, wide
 from optkit_targets.coreml.lowering.scope import Scope
 from optkit_targets.coreml.lowering.table import lowers, operator
-from optkit_targets.coreml.lowering.weights import Dense, weight_of
+from optkit_targets.coreml.lowering.weights import Dense, weight_of, weight_variable
 from optkit_targets.coreml.lowering.writing import Writer, number_type
 
 LINEAR_RANKS = (2, 3)  # of linear's input: "1 <= rank <= 3", and a vector is no row
@@ -87,14 +87,17 @@ def _linear_weight(scope: Scope, node: ir.Node, x: Any, *, transpose: bool = Tru
     else:
         stored = _untransposed(value) if transpose else value
         if stored is not None and weight_of(stored) is not None:
-            return scope.variable(stored)
+            return weight_variable(scope, stored)
     return (weight.transposed((1, 0)) if transpose else weight).write(scope, f"{node.name}_weight")
 
 
 def _untransposed(value: ir.Value) -> ir.Value | None:
     """Return what a matrix is the transpose of, where a node transposes it."""
     node = value.producer()
-    return argument(node, 0) if node is not None and node.op_type == "Transpose" else None
+    if node is None or operator(node) != "Transpose":
+        return None
+    perm = node.attributes.get("perm")
+    return argument(node, 0) if perm is None or list(perm.as_ints()) == [1, 0] else None
 
 
 @lowers("Gemm")

@@ -198,10 +198,16 @@ def weight_input(scope: Scope, node: ir.Node, index: int) -> Any:
     Raises:
         CannotLower: The node has no such input.
     """
-    value, array = argument(node, index), scope.constant(node, index)
-    if value is not None and array is not None and not scope.written(value):
+    value = argument(node, index)
+    return scope.input(node, index) if value is None else weight_variable(scope, value)
+
+
+def weight_variable(scope: Scope, value: ir.Value) -> Any:
+    """Return the variable of a weight, a constant in its stored form; it is written where it is first read."""
+    array = constant(value)
+    if array is not None and not scope.written(value):
         scope.set(value, Dense(array).write(scope, value.name or ""))
-    return scope.input(node, index)
+    return scope.variable(value)
 
 
 def pack(indices: np.ndarray, bits: int) -> np.ndarray:
