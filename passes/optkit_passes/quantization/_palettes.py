@@ -14,6 +14,7 @@ from ._layer_moments import LayerMoments
 PRUNED = 0.1  # share of weights that are exactly 0 from which on they are taken for pruned: chance makes fewer
 COMPENSATION = 0.1  # how firmly a weight is held while it makes up for earlier layers, as in quantize-weights
 MOST_FITTED = 17  # entries: more lie so close that fitting them to the indices gains nothing
+FARTHEST = 4  # times the channels asked for that an even share of them may differ
 ROUNDS = 2  # of rounding together, each followed by fitting the entries
 
 
@@ -27,6 +28,16 @@ def zeros_of(weight: np.ndarray, bits: int) -> Zeros:
     if share < PRUNED:
         return "free"
     return "apart" if bits == 1 or bits * share > 1 else "entry"
+
+
+def even_channels(count: int, wanted: int) -> int:
+    """Return the divisor of a number of channels that is nearest to another one by ratio; 0 if all are far from it.
+
+    Then one LUT serves all: hundreds of LUTs would take more than the indices.
+    """
+    divisors = [each for each in range(1, min(count, wanted * FARTHEST) + 1) if count % each == 0]
+    nearest = min(divisors, key=lambda each: (max(each / wanted, wanted / each), -each), default=0)
+    return nearest if nearest * FARTHEST >= wanted else 0
 
 
 def fit_palette(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from optkit.graph import constant, names, opset, prune
 from optkit.pipeline import LOSSY, Context, Effect, Pass
@@ -17,7 +17,8 @@ from optkit.quant.palette import Palette, write_palette
 from optkit.quant.walk import reads
 
 from ._layer_moments import LayerInputs, LayerMoments
-from ._palettes import fit_palette, zeros_of
+from ._palette_bits import allocate, measure
+from ._palettes import even_channels, fit_palette, zeros_of
 from ._weight_uses import WeightUse, weight_uses, why_kept
 
 DAMPING = 0.01  # of the mean second moment, added to all: calibration that never used a channel proves little
@@ -63,7 +64,13 @@ class PalettizeWeights(Pass):
 
     Attributes:
         bits: Bits of an index; a LUT has ``2**bits`` entries.
+        average_bits: Bits that a weight may take on average, LUTs included, instead of ``bits`` for all: each constant
+            gets one of ``choices``, greedily those that cost the outputs least for each bit saved, measured with one
+            constant at a time on calibration data.
+        choices: The bits to choose from.
         channels_per_lut: How many neighbouring output channels share a LUT; 0: one LUT for the whole weight.
+        even: Whether all LUTs of a weight are to serve equally many channels, as Core ML wants: then a divisor of their
+            number near ``channels_per_lut`` takes its place. Otherwise the last block may be short.
         weighted: Whether calibration data says which weights matter. Without any, all count the same.
         rounding: What weights become with calibration data: ``nearest``: the nearest entry; ``gptq``: the entries of a
             row that give the layer's output the smallest error together, on inputs that the layers palettized before
@@ -73,9 +80,22 @@ class PalettizeWeights(Pass):
     effect: ClassVar[Effect] = LOSSY
 
     bits: int = Field(default=4, ge=1, le=8)
+    average_bits: float | None = Field(default=None, gt=0, le=8)
+    choices: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(default=(2, 4), min_length=1)
     channels_per_lut: int = Field(default=0, ge=0)
+    even: bool = False
     weighted: bool = True
     rounding: Literal["nearest", "gptq"] = "gptq"
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> PalettizeWeights:
+        if self.average_bits is not None and self.average_bits <= min(self.choices):
+            raise ValueError(f"an average of {self.average_bits:g} bits needs choices of fewer, not {self.choices}")
+        return self
+
+    @property
+    def _most(self) -> int:
+        return self.bits if self.average_bits is None else max(self.choices)
 
     def run(self, model: ir.Model, context: Context) -> None:
         """Palettize every weight of the model, bodies included, that gets smaller."""
@@ -95,11 +115,12 @@ class PalettizeWeights(Pass):
         if not weights:
             return
         moments = self._moments(model, weights, context)
+        bits = self._bits(model, weights, moments, context)
         inputs = LayerInputs(model, context, self.name()) if moments and self.rounding == "gptq" else None
         taken, readers = names(model), _first_readers(model, weights)
         for stored, uses in context.track(list(weights.items()), "Palettizing", len(weights)):
             seen = inputs.moments(uses) if inputs is not None and any(use.data is not None for use in uses) else None
-            palette, weighted = self._palette(stored, uses, moments, seen)
+            palette, weighted = self._palette(stored, uses, moments, seen, bits[stored])
             stored.replace_all_uses_with(
                 write_palette(readers[stored], stored.name or "", palette, opset(model), taken)
             )
@@ -114,15 +135,21 @@ class PalettizeWeights(Pass):
                 context=context,
             )
 
+    def _channels(self, weight: np.ndarray, use: WeightUse) -> int:
+        """Return how many channels of a weight share a LUT; 0: all."""
+        if not self.channels_per_lut or not self.even:
+            return self.channels_per_lut
+        return even_channels(weight.shape[use.output_axis], self.channels_per_lut)
+
     def _why_no_smaller(self, stored: ir.Value, uses: list[WeightUse], version: int) -> str:
         """Return that LUTs and indices would take no less than the weight, with the numbers; empty if they do."""
         weight = constant(stored)
         if weight is None or not weight.size:
             return f"'{stored.name}' has no elements"
-        blocks = len(lut_blocks(weight, uses[0].output_axis, self.channels_per_lut))
-        entries = min((1 << self.bits) + (zeros_of(weight, self.bits) == "apart"), MOST_ENTRIES)
+        blocks = len(lut_blocks(weight, uses[0].output_axis, self._channels(weight, uses[0])))
+        entries = min((1 << self._most) + (zeros_of(weight, self._most) == "apart"), MOST_ENTRIES)
         lut, indices = np.empty((blocks, entries), weight.dtype), np.empty(weight.shape, np.uint8)
-        empty = Palette(lut, indices, self.bits, uses[0].output_axis, self.channels_per_lut)
+        empty = Palette(lut, indices, self._most, uses[0].output_axis, self._channels(weight, uses[0]))
         after = empty.stored_bytes(version)
         if after < weight.nbytes:
             return ""
@@ -142,21 +169,47 @@ class PalettizeWeights(Pass):
             return {}
         return second_moments(model, wanted, context.calibration, track=context.track, name=self.name())
 
+    def _bits(
+        self,
+        model: ir.Model,
+        weights: dict[ir.Value, list[WeightUse]],
+        moments: dict[Channels, np.ndarray],
+        context: Context,
+    ) -> dict[ir.Value, int]:
+        """Return the bits of each weight's indices."""
+        found = dict.fromkeys(weights, self._most)
+        if self.average_bits is None:
+            return found
+
+        def fitted(stored: ir.Value, bits: int) -> np.ndarray:
+            return self._palette(stored, weights[stored], moments, None, bits)[0].weight
+
+        errors = measure(model, list(weights), self.choices, fitted, context)
+        luts = []
+        for stored in errors:
+            weight = constant(stored)
+            assert weight is not None
+            use = weights[stored][0]
+            luts.append(len(lut_blocks(weight, use.output_axis, self._channels(weight, use))))
+        sizes = [stored.const_value.size for stored in errors if stored.const_value is not None]
+        return found | dict(zip(errors, allocate(sizes, luts, list(errors.values()), self.average_bits), strict=True))
+
     def _palette(
         self,
         stored: ir.Value,
         uses: list[WeightUse],
         moments: dict[Channels, np.ndarray],
         seen: LayerMoments | str | None,
+        bits: int,
     ) -> tuple[Palette, bool]:
         """Return the palette of a weight, and whether calibration weighed it."""
         weight, importance = constant(stored), _importance(uses, moments)
         assert weight is not None
         palette = fit_palette(
             weight,
-            self.bits,
+            bits,
             axis=uses[0].output_axis,
-            channels=self.channels_per_lut,
+            channels=self._channels(weight, uses[0]),
             importance=importance,
             moments=None if isinstance(seen, str) else seen,
             name=stored.name or "",
@@ -175,13 +228,13 @@ class PalettizeWeights(Pass):
         context: Context,
     ) -> None:
         size, before = palette.indices.size, palette.indices.size * palette.lut.itemsize
-        message = f"{size} weights as {self.bits}-bit indices into {_count(len(palette.lut), 'LUT')}"
+        message = f"{size} weights as {palette.bits}-bit indices into {_count(len(palette.lut), 'LUT')}"
         message += f", {before} bytes become {palette.stored_bytes(version)}"
         if palette.sparse:
             zeros = np.count_nonzero(palette.indices == 0)
             message += f"; {zeros} that are 0 stay so, and have no index where the format keeps them apart"
         width = palette.index_type(version).bitwidth
-        if width != self.bits:
+        if width != palette.bits:
             message += f" (opset {version} stores such indices in {width} bits)"
         if unweighted and any(use.data is not None for use in uses):
             message += "; unweighted, since calibration does not see what they are multiplied with"
