@@ -143,3 +143,27 @@ def test_the_recipe_for_one_scale_per_tensor_runs(tmp_path: Path) -> None:
     assert len(scales) > 10
     assert all(tensor.size == 1 for tensor in scales)
     assert {step.pass_name for step in report.steps} >= {"equalize-channels", "quantize-static"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "form"), [("mixed", "constexpr_lut_to_dense"), ("pruned", "constexpr_sparse_to_dense")]
+)
+def test_the_recipes_for_small_apple_packages_run(recipe: str, form: str, tmp_path: Path) -> None:
+    pytest.importorskip("coremltools")
+    from optkit_targets.coreml import interpreter
+
+    report = optkit.compile(
+        DIGITS / "digits.onnx",
+        target="apple-a17-ane",
+        recipe=EXAMPLES / "small_for_apple" / f"{recipe}.toml",
+        calibration=DIGITS / "calibration.npz",
+        dims={"batch": 1},
+        output=tmp_path / "digits",
+    )
+    assert "palettize-weights" in {step.pass_name for step in report.steps}
+    weights = interpreter.load(tmp_path / "digits/model.mlpackage").weights()
+    assert form in {weight.op_type for weight in weights}
+    large = [weight for weight in weights if weight.elements > 100]
+    bits = 8 * sum(weight.stored_bytes for weight in large) / sum(weight.elements for weight in large)
+    assert bits < 3.7  # 3.5 on average, but for padding to whole bytes and headers
