@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import optkit
@@ -13,8 +14,10 @@ from command_line import Cli
 from optkit.errors import InputError
 from optkit.model.loading import load_text, save
 from optkit.package.running import open_artifact, run_package, verify_package
-from optkit_targets.coreml import toolkit
+from optkit_targets.coreml import interpreter, program, toolkit
 from optkit_targets.coreml.features import FlexibleDim, ImageInput
+from optkit_targets.coreml.lowering import table
+from optkit_targets.coreml.lowering.scope import Scope
 from optkit_targets.coreml.packager import CoremlPackager
 
 pytestmark = pytest.mark.skipif(bool(toolkit.missing()), reason="needs coremltools, the extra [ane]")
@@ -178,6 +181,46 @@ def test_labels_must_fit(tmp_path: Path) -> None:
                 packaging={"class_labels": str(tmp_path / "labels.txt")},
                 output=tmp_path / "out",
             )
+
+
+def test_metadata_and_a_second_output(tmp_path: Path) -> None:
+    model = load_text(NAMES)
+    model.metadata_props.update({"author": "A. Turing", "dataset": "digits"})
+    save(model, tmp_path / "names.onnx")
+    goal = tmp_path / "out"
+    optkit.compile(tmp_path / "names.onnx", target=ANE, precision="fp32", output=goal)
+    found = spec_of(goal).description.metadata  # type: ignore[attr-defined]  # protobuf
+    assert found.author == "A. Turing"
+    assert found.userDefined["dataset"] == "digits"
+    assert found.userDefined["optkit"] == optkit.__version__
+    assert "optkit.float" not in found.userDefined
+    (tmp_path / "labels.txt").write_text("a\nb")
+    with pytest.raises(
+        InputError, match="class labels are for a model with one output, and this one has '_33', 'more'"
+    ):
+        optkit.compile(
+            tmp_path / "names.onnx",
+            target=ANE,
+            precision="fp32",
+            packaging={"class_labels": str(tmp_path / "labels.txt")},
+            output=tmp_path / "other",
+        )
+
+
+def test_a_plugin_adds_a_lowering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def double(scope: Scope, node: ir.Node) -> object:
+        """Write my.domain::Double: x + x."""
+        x = scope.input(node, 0)
+        return scope.mb.add(x=x, y=x, name=scope.name(node.name or ""))
+
+    known = {**table.table(), "my.domain::Double": double}
+    monkeypatch.setattr(program, "table", lambda: known)
+    monkeypatch.setattr(table, "table", lambda: known)
+    text = '<ir_version: 8, opset_import: ["" : 17, "my.domain" : 1]> g (float[4] x) => (float[4] y)'
+    made = program.lower(load_text(text + " { y = my.domain.Double (x) }"), 17)
+    program.save(made, 17, tmp_path / "m.mlpackage", half=False)
+    x = np.arange(4, dtype=np.float32)
+    np.testing.assert_array_equal(interpreter.load(tmp_path / "m.mlpackage").run({"x": x})["y"], 2 * x)
 
 
 def test_an_operator_without_a_lowering_is_named_with_its_nodes(cli: Cli, tmp_path: Path) -> None:

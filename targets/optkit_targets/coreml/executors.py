@@ -12,7 +12,8 @@ from optkit.model.loading import graph_inputs, load
 from optkit.package.contract import Artifact, Executor, Run
 from optkit_targets.coreml.lowering.scope import identifier
 
-SLOW_MACS = 2e9
+SLOW_MACS = 2e9  # a run takes seconds
+PROBABILITIES = "classLabel_probs"
 
 
 class Interpreted(Executor):
@@ -41,6 +42,13 @@ class Interpreted(Executor):
 
 
 def _typed(found: Mapping[str, np.ndarray], value: ir.Value) -> np.ndarray:
-    """Return an output in the network's own type: MIL has no 64-bit integers."""
-    array = found[identifier(value.name or "")]
+    """Return an output in the network's own type and shape: MIL has no 64-bit integers.
+
+    A classifier returns its labels' probabilities in place of the output that they are.
+    """
+    array = found.get(identifier(value.name or ""), found.get(PROBABILITIES))
+    assert array is not None
+    array = (
+        array.reshape([dim for dim in value.shape or () if isinstance(dim, int)]) if PROBABILITIES in found else array
+    )
     return array if value.dtype is None else array.astype(value.dtype.numpy())

@@ -141,12 +141,16 @@ def tensor_type(name: str, shape: Shape) -> Any:
     return ct.TensorType(name=name, shape=ct.EnumeratedShapes(shapes=shapes, default=shapes[0]))
 
 
-def check_labels(labels: Sequence[str], output: Any) -> None:
+def check_labels(labels: Sequence[str], outputs: Sequence[Any]) -> None:
     """Refuse class labels that do not fit a classifier's output.
 
     Raises:
-        InputError: There are more or fewer than values, or two are the same.
+        InputError: There are more or fewer than values, or two are the same, or there are several outputs.
     """
+    output, *others = outputs
+    if others:
+        names = ", ".join(f"'{each.name}'" for each in outputs)
+        raise InputError(f"class labels are for a model with one output, and this one has {names}")
     classes = int(output.shape[-1]) if output.shape else 0
     if len(labels) != classes:
         raise InputError(f"{len(labels)} class labels are given, and '{output.name}' has {classes} values")

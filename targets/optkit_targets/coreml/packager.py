@@ -15,6 +15,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+import optkit
 from optkit.errors import InputError
 from optkit.model.loading import graph_inputs, save
 from optkit.package.contract import Artifact, Executor, Fact, Packager, Placement
@@ -55,6 +56,7 @@ class CoremlPackager(Packager):
             deployment,
             directory / ENTRY,
             half=half,
+            metadata=_metadata(model),
             images=images,
             class_labels=labels,
             shapes=shapes if flexible else None,
@@ -128,6 +130,13 @@ def deployments(target: Target) -> range:
         known = ", ".join(f"iOS{number}" for number in range(OLDEST, NEWEST + 1))
         raise InputError(f"no deployment target '{wanted}'", hint=f"known: {known}")
     return range(number, number + 1)
+
+
+def _metadata(model: ir.Model) -> dict[str, str]:
+    """Return what the model says of itself, and which optkit wrote it; optkit's marks for its own passes stay here."""
+    own = {key: text for key, text in model.metadata_props.items() if not key.startswith(("optkit.", "onnx."))}
+    text = model.doc_string or model.graph.doc_string
+    return {**({"description": text} if text else {}), **own, "optkit": optkit.__version__}
 
 
 def _halved(model: ir.Model) -> bool:

@@ -22,6 +22,9 @@ NAMED = 5  # nodes that an error names
 # The types of graph inputs; integers of every width are int32 inside a program.
 INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
 TYPES = {"FLOAT": "fp32", "FLOAT16": "fp16", "DOUBLE": "fp32", "BOOL": "bool", **dict.fromkeys(INTEGERS, "int32")}
+# coremltools 9.0 gives it constants in float32 where the program has float16.
+TYPED_WRONGLY = ("common::fuse_elementwise_to_batchnorm",)
+DESCRIBING = {"author": "author", "description": "short_description", "license": "license", "version": "version"}
 VOLATILE = ("com.github.apple.coremltools.conversion_date",)
 
 
@@ -156,7 +159,7 @@ def save(
         deployment: The number in the deployment target.
         goal: The package's folder, which must not exist.
         half: Whether floats are computed in float16.
-        metadata: The user's own entries.
+        metadata: The model's own entries; author, license, version and description where Xcode shows them.
         images: Inputs that are images.
         class_labels: The classes, in the order of the first output's last axis; none: no classifier.
         shapes: The shapes of inputs with open dimensions.
@@ -174,9 +177,12 @@ def save(
             for name, variable in function.inputs.items()
         ]
     if class_labels:
-        check_labels(class_labels, function.outputs[0])
+        check_labels(class_labels, function.outputs)
         extra["classifier_config"] = ct.ClassifierConfig(list(class_labels))
     precision = ct.precision.FLOAT16 if half else ct.precision.FLOAT32
+    passes = ct.PassPipeline()
+    if not half:
+        passes.remove_passes(TYPED_WRONGLY)
     with toolkit.quiet():
         made = ct.convert(
             program,
@@ -184,13 +190,17 @@ def save(
             convert_to="mlprogram",
             minimum_deployment_target=getattr(ct.target, f"iOS{deployment}"),
             compute_precision=precision,
+            pass_pipeline=passes,
             skip_model_load=True,
             **extra,
         )
     for key in VOLATILE:
         made.user_defined_metadata.pop(key, None)
     for key, text in (metadata or {}).items():
-        made.user_defined_metadata[key] = text
+        if key in DESCRIBING:
+            setattr(made, DESCRIBING[key], text)
+        else:
+            made.user_defined_metadata[key] = text
     made.save(str(goal))
     _settle(goal)
     return goal

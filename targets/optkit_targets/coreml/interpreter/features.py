@@ -14,6 +14,7 @@ from optkit_targets.coreml.interpreter.constants import TensorType, fits, shown
 from optkit_targets.coreml.interpreter.program import Function
 
 GRAY, COLOURS = 1, 3  # channels
+CLASSIFIED = ("str", "float32")  # of a classifier: the best class, and the probability of each
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,14 @@ def outputs_of(function: Function) -> tuple[Feature, ...]:
     """Return the outputs of a package's function, in the program's order."""
     types = {output.name: output.type for operation in function.block.operations for output in operation.outputs}
     types.update(function.inputs)
+    classes = [operation.outputs for operation in function.block.operations if operation.type == "classify"]
+    classified = {each.name: dtype for outputs in classes for each, dtype in zip(outputs, CLASSIFIED, strict=False)}
     found = []
     for name in function.block.outputs:
         type_ = types.get(name)
+        if type_ is None and name in classified:
+            found.append(Feature(name, classified[name], None))
+            continue
         if type_ is None:
             raise InputError(f"the output '{name}' is computed by nothing, or is no tensor")
         found.append(_feature(name, type_, None))

@@ -71,7 +71,8 @@ def carry(node: ir.Node, carried: Mapping[ir.Value, ir.Value], writer: Writer) -
 def _normalized(node: ir.Node, x: ir.Value, rank: int, writer: Writer) -> ir.Value:
     """Write a normalization over channels, which ONNX's operators, over the last axes alone, have no form for.
 
-    ``c / sqrt(mean(c^2) + epsilon) * scale + bias``, where c is ``x - mean(x)``, or x of an RMS normalization.
+    ``c * (1 / sqrt(mean(c^2) + epsilon)) * scale + bias``, where c is ``x - mean(x)``, or x of an RMS normalization.
+    In this form and order coremltools knows it for a ``layer_norm`` over channels, as ml-ane-transformers writes it.
     """
     axis, shape = carried_axis(-1, rank), static_shape(x) or []
     single = [1 if place == axis else size for place, size in enumerate(shape)]
@@ -81,7 +82,8 @@ def _normalized(node: ir.Node, x: ir.Value, rank: int, writer: Writer) -> ir.Val
     squares = writer.add("Mul", centered, centered, shape=shape)
     epsilon = writer.like("epsilon", node.attributes.get_float("epsilon", 1e-5), x)
     variance = writer.add("Add", _mean(writer, squares, axis, single), epsilon, shape=single)
-    result = writer.add("Div", centered, writer.add("Sqrt", variance, shape=single), shape=shape)
+    inverse = writer.add("Reciprocal", writer.add("Sqrt", variance, shape=single), shape=single)
+    result = writer.add("Mul", centered, inverse, shape=shape)
     for op_type, index in (("Mul", 1), ("Add", 2)):
         array = constant(argument(node, index))
         if array is not None:

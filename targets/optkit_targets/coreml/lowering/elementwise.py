@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from optkit.graph import argument
 from optkit_targets.coreml.lowering.forms import dims, dtype, is_float, wide
 from optkit_targets.coreml.lowering.scope import Scope
 from optkit_targets.coreml.lowering.table import lowers
@@ -110,8 +111,18 @@ def unary(scope: Scope, node: ir.Node) -> Any:
 
 @lowers(*WITH_EPSILON)
 def with_epsilon(scope: Scope, node: ir.Node) -> Any:
-    """Write a function to whose argument MIL adds a number by default."""
-    return getattr(Writer(scope, node), WITH_EPSILON[node.op_type])(x=scope.input(node, 0), epsilon=0.0)
+    """Write a function to whose argument MIL adds a number by default.
+
+    The inverse of a root that nothing else reads is MIL's rsqrt, which coremltools looks for in normalizations.
+    """
+    x, write = scope.input(node, 0), Writer(scope, node)
+    read = argument(node, 0)
+    alone = read is not None and len(read.uses()) == 1 and not read.is_graph_output()
+    if node.op_type == "Reciprocal" and alone and x.op is not None and x.op.op_type == "sqrt":
+        result = write.rsqrt(x=x.op.x, epsilon=0.0)
+        x.op.enclosing_block.remove_ops([x.op])
+        return result
+    return getattr(write, WITH_EPSILON[node.op_type])(x=x, epsilon=0.0)
 
 
 @lowers("Neg")

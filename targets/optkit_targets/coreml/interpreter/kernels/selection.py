@@ -59,3 +59,9 @@ def cumsum(x: Array, axis: Array | int = 0, exclusive: Array | bool = False, rev
     if exclusive:
         sums = sums - directed
     return np.flip(sums, at) if reverse else sums
+
+
+@executes("classify")
+def classify(probabilities: Array, classes: tuple[str, ...]) -> tuple[Array, Array]:
+    """Return the best class, and the probability of each, which Core ML keys by the class."""
+    return np.array(classes[int(probabilities.argmax())]), probabilities.reshape(-1)
