@@ -33,34 +33,37 @@ class PalettizeWeights(Pass):
     elements from opset 21 and 2-bit ones from opset 25 on (``raise-opset`` before this pass gives them), but none of
     1, 3 or 6: indices take the next wider type.
 
-    SQNR in dB of the outputs against float, and the file's size against float's, at opset 25: one LUT per weight and
-    one for every 16 channels, each without and with calibration data (32 samples calibrate, 16 others evaluate). The
-    effect of calibration is small, and of either sign.
+    Zeros of a pruned weight (``prune-weights``) stay zeros, and the LUT serves the others: a format that keeps zeros
+    apart stores no index for them. In ONNX they have one more entry, the first.
 
-    ==========  ====  =====  ========  =====  =====  ========  =====
-    model       bits  1 LUT  weighted  file   16 ch  weighted  file
-    ==========  ====  =====  ========  =====  =====  ========  =====
-    relu_lm        8   47.5      47.6    27%   50.5      50.8    35%
-    relu_lm        6   34.7      34.6    26%   36.4      36.2    29%
-    relu_lm        4   22.7      22.8    14%   23.7      24.2    15%
-    relu_lm        3   15.1      15.1    14%   15.1      15.4    15%
-    relu_lm        2    9.4       9.6     8%    9.9      10.1     8%
-    sst2           8   50.7      50.0    26%   52.6      53.8    42%
-    sst2           6   38.8      37.3    26%   43.0      40.7    31%
-    sst2           4   24.4      25.7    13%   25.9      26.0    15%
-    sst2           3   19.1      16.9    13%   18.4      18.4    15%
-    sst2           2   10.8      10.9     7%   11.1      10.7     8%
-    squeezenet     8   28.3      30.6    26%   32.6      30.3    31%
-    squeezenet     6   15.9      16.2    26%   14.5      13.3    27%
-    squeezenet     4    3.8       3.8    13%    4.2       3.2    14%
-    squeezenet     3   -0.1       0.0    13%   -0.2      -0.1    14%
-    squeezenet     2    0.0       0.0     7%    0.0       0.0     8%
-    resnet20       8   38.2      38.0    29%   39.2      41.2    32%
-    resnet20       6   24.2      25.4    27%   24.1      25.1    29%
-    resnet20       4   11.8      11.2    15%   12.9      12.8    15%
-    resnet20       3    2.7       1.3    15%    3.8       5.7    15%
-    resnet20       2   -1.2      -0.2     9%   -0.6      -3.2     9%
-    ==========  ====  =====  ========  =====  =====  ========  =====
+    SQNR in dB of the outputs against float, and the file's size against float's, at opset 25: one LUT per weight and
+    one for every 16 channels, each without and with calibration data (32 samples calibrate, 16 others evaluate). What
+    the data is worth comes from choosing the indices of a row together, hardly from weighing errors in k-means.
+
+    ==========  ====  =====  ========  ====  =====  ========  ====
+    model       bits  1 LUT      gptq  file  16 ch      gptq  file
+    ==========  ====  =====  ========  ====  =====  ========  ====
+    relu_lm        8   47.5      52.4   27%   50.5      54.9   35%
+    relu_lm        6   34.7      39.2   26%   36.4      41.4   29%
+    relu_lm        4   22.7      27.7   14%   23.7      27.6   15%
+    relu_lm        3   15.1      21.2   14%   15.1      22.0   15%
+    relu_lm        2    9.4      13.8    8%    9.9      15.2    8%
+    sst2           8   50.7      55.9   26%   52.6      52.2   42%
+    sst2           6   38.8      38.8   26%   43.0      41.6   31%
+    sst2           4   24.4      28.2   13%   25.9      28.6   15%
+    sst2           3   19.1      24.1   13%   18.4      21.5   15%
+    sst2           2   10.8      17.3    7%   11.1      19.4    8%
+    squeezenet     8   28.3      35.7   26%   32.6      38.8   31%
+    squeezenet     6   15.9      23.3   26%   14.5      22.8   27%
+    squeezenet     4    3.8       9.9   13%    4.2      11.8   14%
+    squeezenet     3   -0.1       5.0   13%   -0.2       3.5   14%
+    squeezenet     2    0.0       0.4    7%    0.0      -0.0    8%
+    resnet20       8   38.2      47.9   29%   39.2      48.8   32%
+    resnet20       6   24.2      36.0   27%   24.1      34.7   29%
+    resnet20       4   11.8      20.0   15%   12.9      22.5   15%
+    resnet20       3    2.7      15.6   15%    3.8      16.9   15%
+    resnet20       2   -1.2      10.0    9%   -0.6       9.7    9%
+    ==========  ====  =====  ========  ====  =====  ========  ====
 
     Attributes:
         bits: Bits of an index; a LUT has ``2**bits`` entries.
