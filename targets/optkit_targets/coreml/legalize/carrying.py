@@ -21,20 +21,25 @@ from optkit_targets.coreml.legalize.channels_first import (
 )
 from optkit_targets.coreml.legalize.writing import Writer
 
+Constants = dict[tuple[ir.Value, int], ir.Value]
 
-def carry(node: ir.Node, carried: Mapping[ir.Value, ir.Value], writer: Writer) -> Sequence[ir.Value]:
+
+def carry(
+    node: ir.Node, carried: Mapping[ir.Value, ir.Value], constants: Constants, writer: Writer
+) -> Sequence[ir.Value]:
     """Write a node in the layout, and return its results there.
 
     Args:
         node: A node that `can_carry`.
         carried: What it reads in the layout.
+        constants: Those of the graph in the layout, by the axes that they are broadcast to; grows.
         writer: Writes in front of the node.
     """
     shape = _shape(node.outputs[0])
     rank, x = len(shape), carried.get(node.inputs[0]) if node.inputs[0] is not None else None
     if node.op_type in NORMALIZATIONS:
         assert x is not None
-        return [_normalized(node, x, rank, writer)]
+        return [_normalized(node, x, rank, constants, writer)]
     if node.op_type in VIEWS:
         assert x is not None
         return [writer.reshape(x, carried_shape(shape))]
@@ -48,7 +53,7 @@ def carry(node: ir.Node, carried: Mapping[ir.Value, ir.Value], writer: Writer) -
         for index, value in enumerate(node.inputs):
             array = constant(value)
             if array is not None and array.ndim:
-                inputs[index] = writer.constant("carried", carried_array(array, rank))
+                inputs[index] = _constant(value, rank, constants, writer)
     elif node.op_type == "Expand":
         inputs[1] = writer.ints("shape", carried_shape(shape))
     elif node.op_type in ALONG_AXIS:
@@ -68,7 +73,17 @@ def carry(node: ir.Node, carried: Mapping[ir.Value, ir.Value], writer: Writer) -
     return results
 
 
-def _normalized(node: ir.Node, x: ir.Value, rank: int, writer: Writer) -> ir.Value:
+def _constant(value: ir.Value | None, rank: int, constants: Constants, writer: Writer) -> ir.Value:
+    """Return a constant in the layout, the same one for all that read it."""
+    array = constant(value)
+    assert value is not None
+    assert array is not None
+    if (value, rank) not in constants:
+        constants[value, rank] = writer.constant("carried", carried_array(array, rank))
+    return constants[value, rank]
+
+
+def _normalized(node: ir.Node, x: ir.Value, rank: int, constants: Constants, writer: Writer) -> ir.Value:
     """Write a normalization over channels, which ONNX's operators, over the last axes alone, have no form for.
 
     ``c * (1 / sqrt(mean(c^2) + epsilon)) * scale + bias``, where c is ``x - mean(x)``, or x of an RMS normalization.
@@ -85,9 +100,9 @@ def _normalized(node: ir.Node, x: ir.Value, rank: int, writer: Writer) -> ir.Val
     inverse = writer.add("Reciprocal", writer.add("Sqrt", variance, shape=single), shape=single)
     result = writer.add("Mul", centered, inverse, shape=shape)
     for op_type, index in (("Mul", 1), ("Add", 2)):
-        array = constant(argument(node, index))
-        if array is not None:
-            result = writer.add(op_type, result, writer.constant("carried", carried_array(array, rank)), shape=shape)
+        parameter = argument(node, index)
+        if parameter is not None:
+            result = writer.add(op_type, result, _constant(parameter, rank, constants, writer), shape=shape)
     return result
 
 

@@ -11,6 +11,7 @@ from optkit import Context, Effect, Pass
 from optkit.graph import cannot_forward, forward, names, opset, remove
 from optkit.model.loading import infer_shapes
 from optkit_targets.coreml.legalize.carrying import (
+    Constants,
     carry,
     enter,
     leave,
@@ -50,7 +51,7 @@ class ConvertLinearToConv(Pass):
         taken, version, changed = names(model), opset(model), False
         for graph in list(model.graphs()):
             layers = _layers(graph, context)
-            apart = dict(layers)
+            apart, constants = dict(layers), Constants()
             for region in _regions(graph, layers, version):
                 inside = [apart.pop(node) for node in region if node in layers]
                 extra = _transposes(region)
@@ -58,7 +59,7 @@ class ConvertLinearToConv(Pass):
                     for layer in inside:
                         context.missed(layer.node, f"{extra} transposes more for {len(inside)} layers to convert")
                     continue
-                _convert(region, layers, taken, version)
+                _convert(region, layers, constants, taken, version)
                 changed = True
                 for layer in inside:
                     size = "x".join(map(str, carried_shape(layer_shape(layer))))
@@ -158,7 +159,7 @@ def _transposes(region: list[ir.Node]) -> int:
     return extra
 
 
-def _convert(region: list[ir.Node], layers: Layers, taken: set[str], version: int) -> None:
+def _convert(region: list[ir.Node], layers: Layers, constants: Constants, taken: set[str], version: int) -> None:
     """Write a region in the layout, and take the old nodes away."""
     leaving, carried = _leaving(region), dict[ir.Value, ir.Value]()
     named: dict[ir.Node, str | None] = {}
@@ -174,7 +175,11 @@ def _convert(region: list[ir.Node], layers: Layers, taken: set[str], version: in
             continue
         layer = layers.get(node)
         last = node if layer is None else layer.last
-        results = carry(node, carried, writer) if layer is None else [_convolution(layer, carried, weights, writer)]
+        results = (
+            carry(node, carried, constants, writer)
+            if layer is None
+            else [_convolution(layer, carried, weights, writer)]
+        )
         carried.update(zip(last.outputs, results, strict=True))
         producer = results[0].producer()
         if producer is not None:

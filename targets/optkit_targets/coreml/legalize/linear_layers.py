@@ -87,12 +87,35 @@ def _stored(value: ir.Value) -> tuple[ir.Value, bool] | None:
 
 
 def _other_reader(stored: ir.Value) -> ir.Node | None:
-    """Return what reads a weight besides linear layers, itself or transposed."""
+    """Return what reads a weight besides linear layers, itself or transposed, or what it is expanded from."""
+    expanding = stored.producer()
+    data = None if expanding is None else _integers(expanding)
+    for node, _ in () if data is None else data.uses():
+        if node is not expanding and (expanding is None or node is not _caster(expanding)):
+            return node
     for node, index in stored.uses():
         transposed = node.op_type == "Transpose" and node.domain == ""
         other = _other_reader(node.outputs[0]) if transposed else None
         if other is not None or (not transposed and (node.op_type not in LINEAR or node.domain != "" or index != 1)):
             return other or node
+    return None
+
+
+def _integers(node: ir.Node) -> ir.Value | None:
+    """Return the integers or indices that a DequantizeLinear or a palette's Gather expands."""
+    if node.op_type == "DequantizeLinear":
+        return node.inputs[0]
+    caster = _caster(node)
+    return None if caster is None else caster.inputs[0]
+
+
+def _caster(node: ir.Node) -> ir.Node | None:
+    """Return the Cast of a palette's indices."""
+    while node.op_type in ("Add", "Gather") and (value := node.inputs[int(node.op_type == "Gather")]) is not None:
+        before = value.producer()
+        if before is None or before.op_type == "Cast":
+            return before
+        node = before
     return None
 
 
