@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 import optkit
 from optkit.errors import InputError
-from optkit.model.loading import graph_inputs, save
+from optkit.model.loading import graph_inputs, infer_shapes, save
 from optkit.package.contract import Artifact, Executor, Fact, Packager, Placement
 from optkit.target import Target
 from optkit_targets.coreml import program, toolkit
@@ -102,7 +102,9 @@ class CoremlPackager(Packager):
 
     def placement(self, model: ir.Model, target: Target) -> list[Placement]:
         """Return where Core ML is likely to run each node, by rules with their sources."""
-        return place(model, target)
+        known = model.clone()
+        infer_shapes(known)  # a pruned file has none, and without them no node can be placed
+        return place(known, target)
 
 
 def _floats(model: ir.Model, *, half: bool) -> str:
@@ -141,7 +143,10 @@ def _metadata(model: ir.Model) -> dict[str, str]:
 
 def _halved(model: ir.Model) -> bool:
     """Whether coremltools is to turn every float into float16: not where the passes decided on types themselves."""
-    typed = any(value.dtype == ir.DataType.FLOAT16 for node in model.graph for value in node.outputs)
+    # a pruned file has no types of values: those of its constants are there still
+    kinds = [value.dtype for node in model.graph for value in node.outputs]
+    kinds += [value.const_value.dtype for value in model.graph.initializers.values() if value.const_value is not None]
+    typed = ir.DataType.FLOAT16 in kinds
     return not typed and model.metadata_props.get(FLOAT_KEY) != "float32"
 
 

@@ -61,7 +61,10 @@ def place(model: ir.Model, target: Target) -> list[Placement]:
 
 def _halved(model: ir.Model) -> bool:
     """Whether every float becomes float16, as it does where no pass decided on float types."""
-    typed = any(value.dtype == ir.DataType.FLOAT16 for node in model.graph for value in node.outputs)
+    # a pruned file has no types of values: those of its constants are there still
+    kinds = [value.dtype for node in model.graph for value in node.outputs]
+    kinds += [value.const_value.dtype for value in model.graph.initializers.values() if value.const_value is not None]
+    typed = ir.DataType.FLOAT16 in kinds
     return not typed and model.metadata_props.get(FLOAT_KEY) != "float32"
 
 
