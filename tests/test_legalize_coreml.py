@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -14,9 +16,12 @@ from lowering_runs import check, executed
 from optkit.dataset.samples import random_samples
 from optkit.graph import names, opset
 from optkit.model.loading import load, load_text
+from optkit.pipeline import Context, Pipeline
 from optkit.quant.palette import Palette, palette_of, write_palette
 from optkit.session import Session
+from optkit_targets.coreml import toolkit
 from optkit_targets.coreml.legalize.channels_first import carried_array, carried_axis, carried_shape, whole
+from optkit_targets.coreml.program import lower, save
 from pass_runs import create, messages, op_types, run
 from real_models import REAL_MODELS, STATIC_DIMS
 from transformer_models import Builder, decoder_step, encoder, layer_norm
@@ -86,6 +91,37 @@ def test_an_encoder_keeps_a_transpose_at_its_entry_and_one_for_the_keys_of_each_
     assert found["MatMul"] == 0
     assert found["Conv"] == 14
     assert found["Einsum"] == 2 * 2 * 4
+
+
+def test_normalizations_over_channels_are_saved_as_one_operation(tmp_path: Path) -> None:
+    model = encoder(1)
+    run(model, create("fuse-layer-norm"), *(create(name) for name in SHAPING), samples=1)
+    package = save(lower(model, 17), 17, tmp_path / "model.mlpackage", half=True)
+    function = toolkit.coremltools().utils.load_spec(str(package)).mlProgram.functions["main"]
+    (block,) = function.block_specializations.values()
+    found = Counter(operation.type for operation in block.operations)
+    assert (found["layer_norm"], found["rsqrt"], found["sqrt"]) == (3, 0, 0)
+
+
+def test_half_precision_comes_before_the_layout() -> None:
+    model, sample = encoder(1), random_samples(encoder(1), 2)
+    wanted = Session(encoder(1)).run(sample[0])["logits"]
+    context = Context(calibration=sample)
+    Pipeline([create("fuse-layer-norm"), create("convert-float16")]).run(model, context, list(sample))
+    shape_for_the_engine(model)
+    got = executed(model, sample[0])["logits"]
+    assert np.abs(got - wanted).max() <= 0.02 * np.abs(wanted).max()
+
+
+def test_integers_that_a_lookup_reads_too_are_not_copied() -> None:
+    model = load_text(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[1,1,2] x, int64[1] i) => (float[1,1,3] y, int8[1,3] r) '
+        "<int8[2,3] q = {1,2,3,4,5,6}, float s = {0.5}> "
+        "{ w = DequantizeLinear (q, s) y = MatMul (x, w) r = Gather (q, i) }"
+    )
+    assert messages(model, create("convert-linear-to-conv")) == [
+        f"Gather '{model.graph[2].name}' reads its weight too: a convolution would need a copy"
+    ]
 
 
 def test_one_query_stays_whole() -> None:

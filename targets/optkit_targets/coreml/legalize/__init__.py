@@ -1,1 +1,11 @@
-"""Passes that only Core ML needs: forms that the Apple Neural Engine runs well."""
+"""Passes that only Core ML needs: forms that the Apple Neural Engine runs well.
+
+Where a transformer goes, in this order:
+
+* `avoid-fallbacks`: forms that placement leaves to the CPU, where others mean the same.
+* `convert-linear-to-conv`: linear layers and what lies between them in the engine's layout, ``[B, C, 1, S]``.
+* `split-attention-heads`: attention of that layout, head by head.
+
+What coremltools 9.0 makes of their result by itself: ``layer_norm`` over channels, ``gelu`` of Erf, ``silu`` of a
+product with Sigmoid, and ``batch_norm`` of a product and sum with constants by channel.
+"""
