@@ -199,7 +199,7 @@ def test_did_you_mean(load: Callable[[str], Any], name: str, beginning: str) -> 
 
 
 def test_an_unlike_name_lists_what_there_is() -> None:
-    with pytest.raises(InputError, match=r"^no pass 'zzz'; known: collapse-reshapes, .*eliminate-dead-code"):
+    with pytest.raises(InputError, match=r"^no pass 'zzz'; known: avoid-fallbacks, .*eliminate-dead-code"):
         pass_class("zzz")
 
 
