@@ -165,6 +165,8 @@ def _compile(model: ir.Model, target: Target, directory: Path) -> _Made:
     build = next((each.sdk for each in made.facts if each.sdk), "")
     sdk = ".".join(build.removeprefix("v").split(".")[:3])
     facts = tuple(fact for each in made.facts for fact in _facts(target.name, each))
+    if made.cleared:
+        facts += (Fact(target.name, "uninitialized words cleared", str(made.cleared)),)
     return _Made(files, facts, tuple(Stage(target.name, each.name, each.seconds) for each in made.stages), sdk)
 
 
