@@ -2,8 +2,8 @@
 
     python benchmarks/apple.py SHARED [--models NAME ...] [--precisions fp32 fp16 ...] [--samples 400]
 
-SHARED holds the models and labelled data of docs/data.md; the extra [ane] must be installed. Every figure is of the saved
-package, run by optkit's interpreter of MIL: not a device. *error* is the largest relative error of any output against
+SHARED holds models and labelled data (docs/data.md); the extra [ane] must be installed. Every figure is of the saved
+package, run by an interpreter of MIL: not a device. *error* is the largest relative error of any output against
 onnxruntime in float32; the metric is that of the labels, its drop with the 95 % interval of a paired bootstrap.
 """
 
@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from static_models import SUBJECTS, Subject
 
 import optkit
 from optkit.dataset.samples import read_samples
@@ -25,7 +26,6 @@ from optkit.package.running import open_artifact
 from optkit.report.contents import Report
 from optkit.report.summary import Gates
 from optkit.session import Session
-from static_models import SUBJECTS, Subject
 
 TARGET = "apple-a17-ane"
 PRECISIONS = ("fp32", "fp16", "w8a16", "w4a16-lut", "w4a16", "w8a8")
