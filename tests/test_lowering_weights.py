@@ -116,6 +116,14 @@ def test_a_tied_weight_has_one_copy():
     assert operations(model).count(LINEAR) == 1
 
 
+def test_a_tied_table_of_integers_is_transposed_as_it_is_stored():
+    fixed = {"w": integers(12, 8, kind="int8"), "s": np.float32(0.05), "i": np.array([3, 1], np.int64)}
+    body = """g = Gather(w, i)  e = DequantizeLinear(g, s)  t = Transpose<perm = [1, 0]>(w)
+        d = DequantizeLinear(t, s)  m = MatMul(x, d)  h = ReduceSum<keepdims = 0>(e)  y = Add(m, h)"""
+    model = text(body, {"x": numbers(2, 8)}, "float[2,12] y", fixed)
+    check(model, {"x": numbers(2, 8)})
+
+
 def test_alpha_stays_outside_of_a_compressed_weight():
     inputs, fixed = {"x": numbers(3, 8)}, {"q": integers(8, 4, kind="int8"), "s": scales(4), "c": numbers(4, seed=3)}
     body = "w = DequantizeLinear<axis = 1>(q, s)\ny = Gemm<alpha = 0.5, beta = 2.0>(x, w, c)"

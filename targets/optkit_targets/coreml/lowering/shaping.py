@@ -94,6 +94,9 @@ def unsqueeze(scope: Scope, node: ir.Node) -> Any:
 @lowers("Transpose")
 def transpose(scope: Scope, node: ir.Node) -> Any:
     """Write a tensor with its axes in another order, reversed by default; more axes than MIL has, joined."""
+    array = scope.constant(node, 0)
+    if array is not None and array.ndim <= MAX_RANK:
+        return scope.const(array.transpose(scope.ints(node, "perm")), node.name or "")
     data = _held(scope, node)
     perm = scope.ints(node, "perm") or list(range(len(data.shape)))[::-1]
     if len(perm) <= MAX_RANK:

@@ -238,12 +238,22 @@ def weight_of(value: ir.Value | None) -> Weight | None:
     return scaled_of(node) if node.op_type == "DequantizeLinear" else None
 
 
+def _held(value: ir.Value | None) -> np.ndarray | None:
+    """Return constant integers, through a node that transposes them: a tied table has one for the other reader."""
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "Transpose" or node.domain not in ("", "ai.onnx"):
+        return constant(value)
+    array = constant(argument(node, 0))
+    given = node.attributes.get("perm")
+    return None if array is None else array.transpose(None if given is None else list(given.as_ints()))
+
+
 def scaled_of(node: ir.Node) -> Scaled | Dense | None:
     """Return the constant weight that a DequantizeLinear expands; None where it reads what is computed.
 
     Vectors, scalars, and integers of other widths than 4 and 8 bits are expanded here: Core ML stores none of them.
     """
-    data, scale = constant(argument(node, 0)), constant(argument(node, 1))
+    data, scale = _held(argument(node, 0)), constant(argument(node, 1))
     point = argument(node, 2)
     offset = constant(point)
     if data is None or scale is None or (point is not None and offset is None):
