@@ -8,7 +8,7 @@ from math import prod
 import onnx_ir as ir
 
 from optkit.graph import argument, constant, static_shape
-from optkit_targets.coreml.legalize.writing import RefusedError
+from optkit_targets.rewriting import RefusedError
 
 AXES = 4
 SWAPPED = [0, 1, 3, 2]

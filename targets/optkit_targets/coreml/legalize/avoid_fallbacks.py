@@ -10,9 +10,9 @@ import onnx_ir as ir
 from pydantic import Field
 
 from optkit import Context, Effect, Pass
-from optkit.graph import argument, constant, ints, names, opset, prune, static_shape
-from optkit.model.loading import infer_shapes
-from optkit_targets.coreml.legalize.writing import AXES_ARE_INPUT, RefusedError, Writer
+from optkit.graph import argument, constant, ints, prune, static_shape
+from optkit_targets.coreml.legalize.writing import AXES_ARE_INPUT, Writer
+from optkit_targets.rewriting import RefusedError, apply
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16}
 ENDS_ARE_INPUT = 10  # of Slice
@@ -41,23 +41,8 @@ class AvoidFallbacks(Pass):
 
     def run(self, model: ir.Model, context: Context) -> None:
         """Rewrite node by node, bodies included."""
-        taken, version, changed = names(model), opset(model), False
         rules: dict[str, Callable[[ir.Node, Writer], str | None]] = {**RULES, "MatMul": self._matmul}
-        for graph in list(model.graphs()):
-            for node in list(graph):
-                rule = rules.get(node.op_type) if node.domain == "" and node.graph is graph else None
-                if rule is None:
-                    continue
-                try:
-                    message = rule(node, Writer(node, taken, version))
-                except RefusedError as reason:
-                    context.missed(node, str(reason))
-                    continue
-                if message:
-                    context.applied(node, message)
-                    changed = True
-        if changed:
-            infer_shapes(model)
+        apply(rules, model, context, Writer)
 
     def _matmul(self, node: ir.Node, writer: Writer) -> str | None:
         weight = argument(node, 1)
@@ -92,11 +77,12 @@ def _gather(node: ir.Node, writer: Writer) -> str | None:
     if not places or places != list(range(places[0], places[0] + len(places))):
         raise RefusedError("its indices are no neighbours in their order")
     part = [len(places) if place == axis else size for place, size in enumerate(shape)]
-    bounds = ("starts", [places[0]]), ("ends", [places[-1] + 1]), ("axes", [axis])
+    start, end = [places[0]], [places[-1] + 1]
     if writer.version >= ENDS_ARE_INPUT:
-        result = writer.add("Slice", x, *(writer.ints(name, value) for name, value in bounds), shape=part)
+        bounds = (writer.ints("starts", start), writer.ints("ends", end), writer.ints("axes", [axis]))
+        result = writer.add("Slice", x, *bounds, shape=part)
     else:
-        result = writer.add("Slice", x, shape=part, **dict(bounds))
+        result = writer.add("Slice", x, shape=part, starts=start, ends=end, axes=[axis])
     if indices.ndim == 0:
         rest = [size for place, size in enumerate(shape) if place != axis]
         if writer.version >= AXES_ARE_INPUT["Squeeze"]:

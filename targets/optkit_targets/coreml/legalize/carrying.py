@@ -67,7 +67,8 @@ def carry(
         else:
             inputs[place] = writer.ints("axes", axes)
     copy = ir.Node("", node.op_type, inputs, list(attributes.values()), num_outputs=len(node.outputs))
-    results = writer.insert(copy)
+    writer.insert(copy)
+    results = copy.outputs
     for new, old in zip(results, node.outputs, strict=True):
         new.type, new.shape = old.type, ir.Shape(carried_shape(_shape(old)))
     return results

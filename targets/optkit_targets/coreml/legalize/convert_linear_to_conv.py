@@ -22,7 +22,8 @@ from optkit_targets.coreml.legalize.carrying import (
 )
 from optkit_targets.coreml.legalize.channels_first import can_carry, carried_shape, data_inputs
 from optkit_targets.coreml.legalize.linear_layers import RANKS, Linear, conv_weight, linear_layer
-from optkit_targets.coreml.legalize.writing import RefusedError, Writer
+from optkit_targets.coreml.legalize.writing import Writer
+from optkit_targets.rewriting import RefusedError
 
 Layers = Mapping[ir.Node, Linear]
 

@@ -10,7 +10,8 @@ import onnx_ir as ir
 from optkit.graph import argument, constant, is_constant, static_shape
 from optkit.quant.palette import palette_of, write_palette
 from optkit_targets.coreml.legalize.channels_first import FEWEST_AXES, FLOATS
-from optkit_targets.coreml.legalize.writing import RefusedError, Writer
+from optkit_targets.coreml.legalize.writing import Writer
+from optkit_targets.rewriting import RefusedError
 
 RANKS = (FEWEST_AXES, 3)  # of what a linear layer reads: [S, C] and [B, S, C]
 LINEAR = {"Gemm", "MatMul"}
@@ -176,6 +177,6 @@ def _dequantized(node: ir.Node, layer: Linear, writer: Writer) -> ir.Value:
     if block:
         attributes["block_size"] = block
     inputs = [writer.constant(name, array) for name, array in values]
-    made = writer.insert(ir.node("DequantizeLinear", inputs, attributes))[0]
+    made = writer.insert(ir.node("DequantizeLinear", inputs, attributes))
     made.type, made.shape = layer.stored.type, ir.Shape(values[0][1].shape)
     return made

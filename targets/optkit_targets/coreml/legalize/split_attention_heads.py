@@ -13,7 +13,8 @@ from optkit import Context, Effect, Pass
 from optkit.graph import constant, names, opset, static_shape
 from optkit.model.loading import infer_shapes
 from optkit_targets.coreml.legalize.attention_parts import AXES, SWAPPED, Attention, Heads, attention_of
-from optkit_targets.coreml.legalize.writing import RefusedError, Writer
+from optkit_targets.coreml.legalize.writing import Writer
+from optkit_targets.rewriting import RefusedError
 
 SINCE = 12  # the opset that introduced Einsum
 SCORES, MIXED = "bkhc,bchq->bkhq", "bchk,bkhq->bchq"  # MIL's own einsum, "nchw,nwhu->nchu", twice

@@ -1,4 +1,4 @@
-"""What the passes of this folder share: writing nodes in front of one, and giving a reason for not doing so."""
+"""What the passes of this folder share: writing nodes with their shapes."""
 
 from __future__ import annotations
 
@@ -7,64 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from optkit.graph import add_constant, forward, remove, unique
+from optkit_targets import rewriting
 
-Attribute = int | float | str | Sequence[int]
 AXES_ARE_INPUT = {"ReduceMean": 18, "ReduceSum": 13, "Squeeze": 13, "Unsqueeze": 13}  # opset; before, an attribute
 SIZES_ARE_INPUT = 13  # of Split
 
 
-class RefusedError(Exception):
-    """Why a node stays as it is; the model was not changed."""
-
-
-class Writer:
-    """Writes nodes in front of one node, named after it.
-
-    Args:
-        node: The node that is to be replaced, or that new nodes stand in front of.
-        taken: The names of the model; grows.
-        version: The model's version of the default operator set.
-    """
-
-    def __init__(self, node: ir.Node, taken: set[str], version: int) -> None:
-        assert node.graph is not None
-        self.node, self.taken, self.version, self._graph = node, taken, version, node.graph
-
-    def constant(self, name: str, array: np.ndarray) -> ir.Value:
-        """Return a new initializer."""
-        return add_constant(self._graph, f"{self.node.name}/{name}", array, self.taken)
-
-    def ints(self, name: str, values: Sequence[int]) -> ir.Value:
-        """Return a new initializer of int64, one axis."""
-        return self.constant(name, np.array(values, np.int64))
+class Writer(rewriting.Writer):
+    """Writes nodes in front of one node, named after it, in the first input's element type."""
 
     def like(self, name: str, number: float, value: ir.Value) -> ir.Value:
         """Return a new scalar of a value's element type."""
         assert value.dtype is not None
         return self.constant(name, np.array(number).astype(value.dtype.numpy()))
-
-    def add(
-        self,
-        op_type: str,
-        *inputs: ir.Value | None,
-        shape: Sequence[int] | None = None,
-        **attributes: Attribute,
-    ) -> ir.Value:
-        """Insert a node of one result, of the first input's element type, and return the result."""
-        return self.insert(ir.node(op_type, inputs, attributes), shape)[0]
-
-    def insert(self, node: ir.Node, shape: Sequence[int] | None = None) -> Sequence[ir.Value]:
-        """Insert a node whose results have the first input's element type and, if it is given, one shape."""
-        node.name = unique(f"{self.node.name}/{node.op_type}", self.taken)
-        node.metadata_props.update(self.node.metadata_props)
-        source = node.inputs[0]
-        for value in node.outputs:
-            value.name = unique(f"{node.name}_output", self.taken)
-            value.type = ir.TensorType(source.dtype) if source is not None and source.dtype is not None else None
-            value.shape = None if shape is None else ir.Shape(shape)
-        self._graph.insert_before(self.node, node)
-        return node.outputs
 
     def reshape(self, value: ir.Value, shape: Sequence[int]) -> ir.Value:
         """Return the value in a shape; itself where that is its own."""
@@ -97,15 +52,5 @@ class Writer:
             node = ir.node("Split", [value, self.ints("split", sizes)], {"axis": axis}, outputs=names)
         else:
             node = ir.node("Split", [value], {"axis": axis, "split": sizes}, outputs=names)
-        return self.insert(node, [length if place == axis else size for place, size in enumerate(shape)])
-
-    def replace(self, value: ir.Value) -> None:
-        """Let a result of ``add`` stand for the node's first output; its node keeps the name of the old one."""
-        old, producer = self.node.outputs[0], value.producer()
-        assert producer is not None
-        value.shape, value.type = old.shape or value.shape, old.type or value.type
-        name = old.name
-        forward(old, value)
-        value.name = name
-        remove(self.node)
-        producer.name = self.node.name
+        self.insert(node, shape=[length if place == axis else size for place, size in enumerate(shape)])
+        return node.outputs

@@ -13,13 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from optkit.graph import argument, constant, ints, static_shape
-from optkit_targets.qnn.legalize.writing import Writer
+from optkit_targets.rewriting import BROADCAST, UNARY, Writer
 
-UNARY = {"Abs", "Cast", "Ceil", "Celu", "Clip", "Cos", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish"}
-UNARY |= {"Identity", "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu"}
-UNARY |= {"Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Swish", "Tanh", "ThresholdedRelu"}
-BROADCAST = {"Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean"}
-BROADCAST |= {"Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor"}
 ALONG_AXIS = {"Concat": 1, "LogSoftmax": -1, "Softmax": -1, "Split": 0}  # and what an absent axis means
 REDUCTIONS = {f"Reduce{name}" for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum")}
 REDUCTIONS |= {"ReduceSumSquare"}

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from optkit import Context, Pass
 from optkit.graph import argument
-from optkit_targets.qnn.legalize.writing import Writer, apply
+from optkit_targets.rewriting import Writer, apply
 
 INTEGRAL = {"ArgMax", "ArgMin", "Ceil", "Floor", "Round", "Sign"}  # their results have no fraction
 KEEP = {"Concat", "Expand", "Flatten", "Gather", "Identity", "Neg", "Relu", "Reshape", "Slice", "Split"}

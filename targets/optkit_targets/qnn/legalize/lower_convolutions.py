@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from optkit import Context, Pass
 from optkit.graph import argument, static_shape
-from optkit_targets.qnn.legalize.writing import RefusedError, Writer, apply
+from optkit_targets.rewriting import RefusedError, Writer, apply
 
 
 class LowerConvolutions(Pass):

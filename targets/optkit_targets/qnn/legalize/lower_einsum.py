@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from optkit import Context, Effect, Pass
 from optkit.graph import static_shape
-from optkit_targets.qnn.legalize.writing import RefusedError, Writer, apply
+from optkit_targets.rewriting import RefusedError, Writer, apply
 
 
 class LowerEinsum(Pass):

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from optkit import Context, Effect, Pass
 from optkit.graph import argument, constant, ints, prune, static_shape
-from optkit_targets.qnn.legalize.writing import RefusedError, Rule, Writer, apply
+from optkit_targets.rewriting import RefusedError, Rule, Writer, apply
 
 AXES_ARE_INPUT = 13  # of ReduceSum; of the other reductions from 18 on
 

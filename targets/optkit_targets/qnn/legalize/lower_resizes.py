@@ -9,7 +9,7 @@ from optkit import Context, Pass
 from optkit.errors import InputError
 from optkit.graph import argument, constant, static_shape
 from optkit.session import Session
-from optkit_targets.qnn.legalize.writing import RefusedError, Writer, apply
+from optkit_targets.rewriting import RefusedError, Writer, apply
 
 # (coordinate_transformation_mode, nearest_mode) that HTP computes right at scales 1/2, 1.5, 2 and 3.
 RIGHT = {

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from optkit import Context, Pass
 from optkit.graph import is_constant
-from optkit_targets.qnn.legalize.writing import Writer, apply
+from optkit_targets.rewriting import Writer, apply
 
 
 class OrderOperands(Pass):

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from optkit import Context, Effect, Pass
 from optkit.graph import cannot_forward, constant, forward, names, opset, prune, remove, unique
 from optkit_targets.qnn.legalize.layouts import bytes_of, can_change, change, data_inputs, inverse
-from optkit_targets.qnn.legalize.writing import Writer
+from optkit_targets.rewriting import Writer
 
 
 class SinkTransposes(Pass):

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from optkit import Context, Pass
 from optkit.graph import argument, constant, static_shape
-from optkit_targets.qnn.legalize.writing import RefusedError, Writer, apply
+from optkit_targets.rewriting import RefusedError, Writer, apply
 
 NEVER_NEGATIVE = {"Abs", "ArgMax", "ArgMin", "NonZero", "TopK"}
 KEEP = {"Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile"}

@@ -1,8 +1,9 @@
-"""What the passes of this folder share: writing nodes in the place of one, and giving a reason for not doing so."""
+"""What legalization passes share: writing nodes in the place of one, and giving a reason for not doing so."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +13,12 @@ from optkit.graph import add_constant, forward, names, opset, remove, unique
 from optkit.model.loading import infer_shapes
 
 Attribute = int | float | str | Sequence[int]
+# Operators that compute element by element, of one operand and of several that are broadcast.
+UNARY = {"Abs", "Cast", "Ceil", "Celu", "Clip", "Cos", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish"}
+UNARY |= {"Identity", "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu"}
+UNARY |= {"Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Swish", "Tanh", "ThresholdedRelu"}
+BROADCAST = {"Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean"}
+BROADCAST |= {"Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor"}
 
 
 class RefusedError(Exception):
@@ -44,28 +51,31 @@ class Writer:
         op_type: str,
         *inputs: ir.Value | None,
         dtype: ir.DataType | None = None,
+        shape: Sequence[int] | None = None,
         **attributes: Attribute,
     ) -> ir.Value:
         """Insert a node of one result, by default of the first input's element type, and return the result."""
-        node = ir.node(op_type, inputs, attributes, name=unique(f"{self.node.name}/{op_type}", self.taken))
-        source = inputs[0] if inputs else None
-        return self.insert(node, dtype or (source.dtype if source is not None else None))
+        return self.insert(ir.node(op_type, inputs, attributes), dtype, shape)
 
-    def insert(self, node: ir.Node, dtype: ir.DataType | None) -> ir.Value:
-        """Insert a node of one result, and return the result."""
-        result = node.outputs[0]
-        result.name = unique(f"{self.node.name}/{node.op_type}", self.taken)
-        result.type = ir.TensorType(dtype) if dtype is not None else None
+    def insert(self, node: ir.Node, dtype: ir.DataType | None = None, shape: Sequence[int] | None = None) -> ir.Value:
+        """Insert a node whose results have an element type, by default the first input's, and return the first."""
+        name = f"{self.node.name}/{node.op_type}"
+        node.name = unique(name, self.taken)
+        source = node.inputs[0] if node.inputs else None
+        kind = dtype or (source.dtype if source is not None else None)
+        for value in node.outputs:
+            value.name = unique(name, self.taken)
+            value.type = ir.TensorType(kind) if kind is not None else None
+            value.shape = value.shape if shape is None else ir.Shape(shape)
         node.metadata_props.update(self.node.metadata_props)
         self._graph.insert_before(self.node, node)
-        return result
+        return node.outputs[0]
 
     def replace(self, value: ir.Value) -> None:
         """Let a result of ``add`` stand for the node's first output; its node keeps the name of the old one."""
         old, producer = self.node.outputs[0], value.producer()
         assert producer is not None
-        if value.shape is None:
-            value.shape = old.shape
+        value.shape, value.type = old.shape or value.shape, old.type or value.type
         name = old.name
         forward(old, value)
         value.name = name
@@ -73,11 +83,17 @@ class Writer:
         producer.name = self.node.name
 
 
+W = TypeVar("W", bound=Writer)
 # What to do with an operator: rewrite it and say so, return nothing where it is fine, or raise RefusedError.
 Rule = Callable[[ir.Node, Writer], str | None]
 
 
-def apply(rules: Mapping[str, Rule], model: ir.Model, context: Context) -> None:
+def apply(
+    rules: Mapping[str, Callable[[ir.Node, W], str | None]],
+    model: ir.Model,
+    context: Context,
+    writer: Callable[[ir.Node, set[str], int], W] = Writer,  # type: ignore[assignment]  # W is Writer by default
+) -> None:
     """Apply each standard operator's rule to its nodes, bodies included; remark on each rewrite and refusal."""
     taken, version, changed = names(model), opset(model), False
     for graph in list(model.graphs()):
@@ -86,7 +102,7 @@ def apply(rules: Mapping[str, Rule], model: ir.Model, context: Context) -> None:
             if rule is None:
                 continue
             try:
-                message = rule(node, Writer(node, taken, version))
+                message = rule(node, writer(node, taken, version))
             except RefusedError as reason:
                 context.missed(node, str(reason))
                 continue

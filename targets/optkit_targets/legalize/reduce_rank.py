@@ -8,8 +8,7 @@ import onnx_ir as ir
 
 from optkit import Context, Pass
 from optkit.graph import argument, static_shape, unique
-from optkit_targets.qnn.legalize.layouts import BROADCAST, UNARY
-from optkit_targets.qnn.legalize.writing import RefusedError, Writer, apply
+from optkit_targets.rewriting import BROADCAST, UNARY, RefusedError, Writer, apply
 
 MOST_AXES = 5
 
