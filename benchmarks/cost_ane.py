@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from fitting import least_squares
 
 from optkit.cost.roofline import Kind, Work, price_all
 from optkit.target import Kernel, MemoryLevel, Quantity, Target, load_target
@@ -230,26 +231,6 @@ def fit(runs: Sequence[Run]) -> Fit:
     rows = len(ROWS)
     launches = dict(zip(names, values[rows + 2 :], strict=True))
     return Fit(dict(zip(ROWS, values[:rows], strict=True)), values[rows], values[rows + 1], launches)
-
-
-def least_squares(errors: Callable[[np.ndarray], np.ndarray], start: np.ndarray) -> np.ndarray:
-    """Minimize a sum of squares by Levenberg's and Marquardt's method, derivatives by differences."""
-    point, damping, step = start, 1e-2, 1e-5
-    now = errors(point)
-    for _ in range(100):
-        slopes = np.column_stack([(errors(point + step * unit) - now) / step for unit in np.eye(len(point))])
-        normal, downhill = slopes.T @ slopes, -slopes.T @ now
-        while True:
-            trial = point + np.linalg.solve(normal + damping * np.diag(np.diag(normal)), downhill)
-            value = errors(trial)
-            if value @ value < now @ now or damping > 1e9:
-                break
-            damping *= 4
-        gained = now @ now - value @ value
-        if gained < 1e-9 * (now @ now):
-            break
-        point, now, damping = trial, value, damping / 5
-    return point
 
 
 def number(value: float) -> Quantity:

@@ -23,11 +23,12 @@ import csv
 import functools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from fitting import least_squares
 
 from optkit.cost.roofline import Kind, Work, price_all
 from optkit.target import Kernel, Quantity, Target, load_target
@@ -223,26 +224,6 @@ def fit(runs: Sequence[Run]) -> Fit:
         dict(zip(names, overheads.tolist(), strict=True)),
         dict(zip(names, launches.tolist(), strict=True)),
     )
-
-
-def least_squares(errors: Callable[[np.ndarray], np.ndarray], start: np.ndarray) -> np.ndarray:
-    """Minimize a sum of squares by Levenberg's and Marquardt's method, derivatives by differences."""
-    point, damping, step = start, 1e-2, 1e-5
-    now = errors(point)
-    for _ in range(100):
-        slopes = np.column_stack([(errors(point + step * unit) - now) / step for unit in np.eye(len(point))])
-        normal, downhill = slopes.T @ slopes, -slopes.T @ now
-        while True:
-            trial = point + np.linalg.solve(normal + damping * np.diag(np.diag(normal)), downhill)
-            value = errors(trial)
-            if value @ value < now @ now or damping > 1e9:
-                break
-            damping *= 4
-        gained = now @ now - value @ value
-        if gained < 1e-9 * (now @ now):
-            break
-        point, now, damping = trial, value, damping / 5
-    return point
 
 
 def number(value: float) -> Quantity:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from optkit.dataset.samples import random_samples
 from optkit.model.loading import load_text
 from optkit.session import Session
-from optkit_targets.qnn.legalize.reduce_rank import merged
+from optkit_targets.legalize.reduce_rank import merged
 from pass_runs import create, messages, run
 from transformer_models import Builder
 
