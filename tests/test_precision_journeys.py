@@ -96,12 +96,14 @@ def test_the_host_reports_deployed_and_simulated(native: Report) -> None:
     assert both.simulated is not None
     assert (both.kind, both.deployed.samples, both.simulated.samples) == ("native", 450, 450)
     assert both.difference_db == both.deployed.sqnr_db - both.simulated.sqnr_db
-    assert (both.layers, both.integer_layers) == (7, 7)
+    assert (native.placement.layers, native.placement.integer_layers) == (7, 7)
+    assert both.between is not None
+    assert both.between.samples == 8
 
 
 def test_in_float_no_layer_is_integer(cli: Cli, tmp_path: Path) -> None:
     done = cli("compile", MODEL, "-t", "host", "--precision", "fp32", "-o", str(tmp_path / "d"))
-    assert "0 of 7 layers in integer kernels" in done.out
+    assert "0 of 7 layers in integer kernels" in " ".join(done.out.split())
     assert "covered 100.0 % of weights and 100.0 % of MACs at fp32; 1.4 M MACs" in done.out
 
 
@@ -117,7 +119,7 @@ def test_what_an_emulator_ran_is_compared_on_its_few_samples() -> None:
     samples = Samples([{"x": np.full(4, number, np.float32)} for number in range(1, 9)])
     few, many = Fidelity(20.0, 0.9, 1.0, None, 2), Fidelity(30.0, 0.9, 1.0, None, 8)
     executions = [Execution("qemu", "emulated", few), Execution("here", "simulated", many)]
-    both = compare_deployed(executions, identity, halved, samples)
+    both = compare_deployed(executions, identity, {"emulated": identity, "simulated": halved}, samples)
     assert both.simulated is not None
     assert both.simulated.samples == 2
     assert both.simulated.sqnr_db == pytest.approx(20 * np.log10(2))
@@ -127,11 +129,12 @@ def test_what_an_emulator_ran_is_compared_on_its_few_samples() -> None:
 def test_without_a_device_only_the_simulation_is_known() -> None:
     samples = Samples([{"x": np.ones(4, np.float32)}])
     many = Fidelity(30.0, 0.9, 1.0, None, 1)
-    both = compare_deployed([Execution("here", "simulated", many)], identity, identity, samples)
+    both = compare_deployed([Execution("here", "simulated", many)], identity, {"simulated": identity}, samples)
     assert (both.kind, both.deployed, both.simulated, both.difference_db) == ("", None, many, None)
     equal = Fidelity(np.inf, 1.0, 0.0, None, 1)
     runs = [Execution("here", "native", equal), Execution("here", "simulated", many)]
-    assert compare_deployed(runs, identity, identity, samples).difference_db is None
+    loaded = {"native": identity, "simulated": identity}
+    assert compare_deployed(runs, identity, loaded, samples).difference_db is None
 
 
 PRECISIONS = [

@@ -84,7 +84,7 @@ def test_every_precision_has_passes_that_exist(name: str) -> None:
             pass_class(spec.pass_).model_validate(spec.options)
     for bits in LUT_BITS:
         (spec,) = [s for s in target.recipe_for(f"w{bits}a16-lut-b16") if s.pass_ == "palettize-weights"]
-        assert spec.options == {"bits": bits, "channels_per_lut": 16}
+        assert spec.options == {"bits": bits, "channels_per_lut": 16, "even": True}
 
 
 @pytest.mark.parametrize(("precision", "block"), [("w4a16", 32), ("w4a16-c", 0), ("w4a16-b64", 64), ("w8a16", 0)])

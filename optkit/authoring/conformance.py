@@ -40,11 +40,12 @@ class Result:
     problem: str = ""
 
 
-def check_pass(name: str) -> list[Result]:
+def check_pass(name: str, *, processes: bool = True) -> list[Result]:
     """Run the kit on an installed pass.
 
     Args:
         name: Its registered name.
+        processes: Whether to run it in two more processes as well, and compare what they write.
 
     Returns:
         One result per check; the pass conforms when none has a problem.
@@ -55,7 +56,7 @@ def check_pass(name: str) -> list[Result]:
     cls = pass_class(name)
     wrong = "" if cls.name() == name else f"it is registered as '{name}', and its class is named for '{cls.name()}'"
     results = [Result("name", "The registered name is the one that the class name gives", wrong), *check_class(cls)]
-    if not any(result.problem for result in results):
+    if processes and not any(result.problem for result in results):
         asked = "Two processes with different hash seeds write the same bytes"
         results.append(Result("reproducible", asked, _reproducible(name)))
     return results
@@ -289,14 +290,24 @@ def digest(name: str) -> str:
     return sha256.hexdigest()
 
 
-def _reproducible(name: str) -> str:
-    code = "import sys; from optkit.authoring.conformance import digest; print(digest(sys.argv[1]))"
-    seen = set()
-    for seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
-        command = [sys.executable, "-c", code, name]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            return f"a second process fails: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
-        seen.add(done.stdout)
-    return "" if len(seen) == 1 else "the result depends on the order of a set or of hashes"
+def _reproducible(*names: str) -> str:
+    """Return what two processes with different hash seeds write differently, of one pass or of several."""
+    code = "import sys; from optkit.authoring.conformance import digest; print(*map(digest, sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *names]
+    running = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2")
+    ]
+    written = [process.communicate() for process in running]
+    for process, (_, errors) in zip(running, written, strict=True):
+        if process.returncode:
+            return f"a second process fails: {(errors.strip().splitlines() or ['no message'])[-1]}"
+    seen = [out.split() for out, _ in written]
+    differ = [name for name, *digests in zip(names, *seen, strict=True) if len(set(digests)) > 1]
+    return f"the result of {', '.join(differ)} depends on the order of a set or of hashes" if differ else ""

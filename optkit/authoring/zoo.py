@@ -122,13 +122,14 @@ def context_for(pass_: Pass, model: ir.Model) -> Context:
 
 @cache
 def any_target() -> Target | None:
-    """Return the first installed target that loads, or None."""
+    """Return the installed target that takes integers in the most ways, so that passes find theirs, or None."""
+    found = []
     for name in target_names():
         try:
-            return load_target(name)
+            found.append(load_target(name))
         except InputError:
             continue
-    return None
+    return max(found, key=lambda target: len(target.weights) + len(target.activations), default=None)
 
 
 def inputs_for(model: ir.Model) -> list[Inputs]:

@@ -173,7 +173,7 @@ def _deployment(found: Report) -> None:
     if both.difference_db is not None and both.deployed is not None:
         parts.append(f"difference {difference(both.difference_db)} on {both.deployed.samples} samples")
     if both.between is not None:
-        parts.append(f"deployed against simulated {decibel(both.between.sqnr_db)}")
+        parts.append(f"to each other {decibel(both.between.sqnr_db)}")
     if found.placement.layers:
         parts.append(f"{found.placement.integer_layers} of {found.placement.layers} layers in integer kernels")
     if parts:
