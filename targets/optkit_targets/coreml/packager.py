@@ -29,6 +29,7 @@ from optkit_targets.coreml.placement import place
 from optkit_targets.coreml.readme import readme
 
 ENTRY, NETWORK = "model.mlpackage", "network/model.onnx"
+FLOAT32 = "computed in float32, so never on the Neural Engine, whose time the predicted one is"
 OLDEST, NEWEST = 15, 18  # iOS 15 brought ML Programs
 
 
@@ -81,7 +82,8 @@ class CoremlPackager(Packager):
             Fact(target.name, "needs", f"iOS {deployment}, {MACOS[deployment]}"),
             Fact(target.name, "computes floats in", _floats(model, half=half)),
         )
-        return Artifact(directory, ENTRY, tuple(files), {}, facts=facts, network=NETWORK)
+        notices = (FLOAT32,) if model.metadata_props.get(FLOAT_KEY) == "float32" else ()
+        return Artifact(directory, ENTRY, tuple(files), {}, facts=facts, notices=notices, network=NETWORK)
 
     def open(self, directory: Path, manifest: Mapping[str, Any]) -> Artifact:
         """Find the ML Program of a package.
