@@ -47,6 +47,9 @@ def _improve(graph: ir.Graph, version: int, taken: set[str], context: Context, r
             if (node.domain, node.op_type) == ("", "Transpose"):
                 reasons[node] = "its shape is not fixed, so that its bytes cannot be weighed"
             continue
+        if perm == sorted(perm):
+            reasons[node] = "it moves no axis: eliminate-no-ops removes it"
+            continue
         cheapest: tuple[int, int] | None = None
         for region in _regions(node, perm, version):
             before, after = _bytes_moved(region, perm)
