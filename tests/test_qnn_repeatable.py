@@ -21,23 +21,31 @@ def write(folder: Path, name: str, content: bytes) -> Path:
 
 
 @given(content=st.binary(min_size=1, max_size=64), data=st.data())
-def test_only_the_words_that_differ_are_cleared(
+def test_two_of_three_decide_each_word(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("binaries")
-    places = data.draw(st.sets(st.integers(0, len(content) - 1), max_size=5))
-    other = bytes(byte ^ 0x5A if index in places else byte for index, byte in enumerate(content))
-    a, b = write(folder, "a", content), write(folder, "b", other)
-    words = {place // 8 for place in places}
-    assert settle(a, b) == len(words)
-    expected = bytes(0 if index // 8 in words else byte for index, byte in enumerate(content))
-    assert a.read_bytes() == expected
+    places = [data.draw(st.sets(st.integers(0, len(content) - 1), max_size=4)) for _ in range(3)]
+    versions = [
+        bytes(byte ^ (version + 1) if index in changed else byte for index, byte in enumerate(content))
+        for version, changed in enumerate(places)
+    ]
+    paths = [write(folder, str(number), version) for number, version in enumerate(versions)]
+    cleared = settle(*paths)
+    expected, none = b"", 0
+    for start in range(0, len(content), 8):
+        words = [version[start : start + 8] for version in versions]
+        agreed = [word for word in words if words.count(word) > 1]
+        none += not agreed
+        expected += agreed[0] if agreed else bytes(len(words[0]))
+    assert paths[0].read_bytes() == expected
+    assert cleared == none
 
 
 def test_different_sizes_are_refused(tmp_path: Path) -> None:
-    a, b = write(tmp_path, "a", b"12"), write(tmp_path, "b", b"123")
-    with pytest.raises(CannotRunError, match="the compiler made 2 bytes of the model, and 3 when asked again"):
-        settle(a, b)
+    a, b, c = (write(tmp_path, str(number), bytes(number)) for number in (2, 3, 3))
+    with pytest.raises(CannotRunError, match="the compiler made binaries of 2 and 3 bytes of one model"):
+        settle(a, b, c)
 
 
 @pytest.mark.emulator
