@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from fitting import least_squares
+from fitting import band, least_squares, summarize
 
 from optkit.cost.roofline import Kind, Work, price_all
 from optkit.target import Kernel, MemoryLevel, Quantity, Target, load_target
@@ -281,12 +281,6 @@ def left_out(runs: Sequence[Run], part: Callable[[Run], str]) -> list[tuple[Run,
     return [(run, report.total.seconds) for run, report in result]
 
 
-def band(pairs: Sequence[tuple[Run, float]]) -> tuple[float, float, float]:
-    """Return the 10th, 50th and 90th centile of measured / predicted."""
-    low, median, high = np.percentile([run.seconds / seconds for run, seconds in pairs], [10, 50, 90])
-    return round(float(low), 2), round(float(median), 2), round(float(high), 2)
-
-
 def text(quantity: Quantity | None) -> str:
     """Return a number as it stands in a target's file."""
     assert quantity is not None
@@ -330,14 +324,6 @@ def own_toml(
             f'source = "python benchmarks/cost_ane.py, {how}, on {SOURCE}"',
         ]
     )
-
-
-def summarize(label: str, pairs: Sequence[tuple[Run, float]]) -> None:
-    """Print error figures of predicted runs."""
-    if pairs:
-        off = float(np.median([abs(seconds / run.seconds - 1) for run, seconds in pairs]))
-        low, median, high = band(pairs)
-        print(f"  {label:24s} n={len(pairs):3d}  median error {100 * off:4.1f} %  10/50/90 %: {low} {median} {high}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from fitting import least_squares
+from fitting import band, least_squares, summarize
 
 from optkit.cost.roofline import Kind, Work, price_all
 from optkit.target import Kernel, Quantity, Target, load_target
@@ -276,12 +276,6 @@ def left_out(runs: Sequence[Run]) -> list[tuple[Run, float]]:
     return result
 
 
-def band(pairs: Sequence[tuple[Run, float]]) -> tuple[float, float, float]:
-    """Return the 10th, 50th and 90th centile of measured / predicted."""
-    low, median, high = np.percentile([run.seconds / seconds for run, seconds in pairs], [10, 50, 90])
-    return round(float(low), 2), round(float(median), 2), round(float(high), 2)
-
-
 def as_toml(found: Fit, name: str, runs: Sequence[Run], pairs: Sequence[tuple[Run, float]]) -> str:
     """Return what a fit says of a target as it stands in its file."""
 
@@ -307,13 +301,6 @@ def as_toml(found: Fit, name: str, runs: Sequence[Run], pairs: Sequence[tuple[Ru
     )
     lines.append(f'source = "{source}"')
     return "\n".join(lines)
-
-
-def summarize(label: str, pairs: Sequence[tuple[Run, float]]) -> None:
-    """Print error figures of predicted runs."""
-    off = float(np.median([abs(seconds / run.seconds - 1) for run, seconds in pairs]))
-    low, median, high = band(pairs)
-    print(f"  {label:28s} n={len(pairs):3d}  median error {100 * off:4.1f} %  10/50/90 %: {low} {median} {high}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

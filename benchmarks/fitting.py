@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -25,3 +26,25 @@ def least_squares(errors: Callable[[np.ndarray], np.ndarray], start: np.ndarray)
             break
         point, now, damping = trial, value, damping / 5
     return point
+
+
+class Timed(Protocol):
+    """A published run."""
+
+    @property
+    def seconds(self) -> float:
+        """What it took."""
+
+
+def band(pairs: Sequence[tuple[Timed, float]]) -> tuple[float, float, float]:
+    """Return the 10th, 50th and 90th centile of measured / predicted."""
+    low, median, high = np.percentile([run.seconds / seconds for run, seconds in pairs], [10, 50, 90])
+    return round(float(low), 2), round(float(median), 2), round(float(high), 2)
+
+
+def summarize(label: str, pairs: Sequence[tuple[Timed, float]]) -> None:
+    """Print error figures of predicted runs, where there are any."""
+    if pairs:
+        off = float(np.median([abs(seconds / run.seconds - 1) for run, seconds in pairs]))
+        low, median, high = band(pairs)
+        print(f"  {label:28s} n={len(pairs):3d}  median error {100 * off:4.1f} %  10/50/90 %: {low} {median} {high}")

@@ -17,7 +17,7 @@ from optkit.dataset.samples import Samples
 from optkit.evaluate.fidelity import compare
 from optkit.graph import constant
 from optkit.model.loading import infer_shapes, name_nodes, save
-from optkit.pipeline import Context, Remark
+from optkit.pipeline import Context, Pass, Remark
 from optkit.session import run_samples
 from optkit.target import Target
 from optkit_passes.quantization.quantize_static import QuantizeStatic
@@ -54,12 +54,13 @@ def quantized(
     model: ir.Model,
     samples: Sequence[dict[str, np.ndarray]] | None = None,
     target: Target | None = None,
+    pass_class: type[Pass] = QuantizeStatic,
     **options: Any,
 ) -> tuple[ir.Model, list[Remark]]:
     result = model.clone()
     calibration = Samples(list(samples if samples is not None else inputs_of(model)))
-    context = Context(target=target, calibration=calibration, pass_name="quantize-static")
-    QuantizeStatic(**options).run(result, context)
+    context = Context(target=target, calibration=calibration, pass_name=pass_class.name())
+    pass_class(**options).run(result, context)
     onnx.checker.check_model(ir.to_proto(result), full_check=True)
     return result, context.remarks
 

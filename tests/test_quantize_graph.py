@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import quantizing
 from optkit.dataset.samples import Samples
 from optkit.errors import InputError
 from optkit.evaluate.fidelity import compare
 from optkit.model.loading import save
-from optkit.pipeline import Context, Remark
+from optkit.pipeline import Context
 from optkit.quant.integers import choose_qparams, integer_grid
 from optkit.session import run_samples
-from optkit.target import Target, load_target
+from optkit.target import load_target
 from optkit_passes.quantization._graph_writer import FACTOR, regrid
 from optkit_passes.quantization.quantize_graph import QuantizeGraph
 from optkit_targets.qnn.runtime import NPU, Emulator, assignment
@@ -30,18 +31,7 @@ NEW = '<ir_version: 10, opset_import: ["" : 21]>'
 QDQ = ("DequantizeLinear", "QuantizeLinear")
 
 
-def quantized(
-    model: ir.Model,
-    samples: Sequence[dict[str, np.ndarray]] | None = None,
-    target: Target | None = None,
-    **options: Any,
-) -> tuple[ir.Model, list[Remark]]:
-    result = model.clone()
-    calibration = Samples(list(samples if samples is not None else inputs_of(model)))
-    context = Context(target=target, calibration=calibration, pass_name="quantize-graph")
-    QuantizeGraph(**options).run(result, context)
-    onnx.checker.check_model(ir.to_proto(result), full_check=True)
-    return result, context.remarks
+quantized = partial(quantizing.quantized, pass_class=QuantizeGraph)
 
 
 def sqnr(model: ir.Model, other: ir.Model, samples: Sequence[dict[str, np.ndarray]] | None = None) -> float:
