@@ -13,6 +13,7 @@ from optkit.errors import InputError
 from optkit.evaluate.fidelity import compare
 from optkit.pipeline import Context
 from optkit.session import run_samples
+from optkit_passes.quantization import _moments
 from optkit_passes.quantization.quantize_weights import QuantizeWeights
 from quantizing import build, random, transformer_block
 from weight_runs import missed, product, quantize
@@ -40,6 +41,24 @@ def test_gptq_beats_rounding_to_nearest(bits: int, build_model: Any) -> None:
         quantize(model, Samples(samples[:64]), bits=bits, method=method, block_size=16)
         found[method] = compare(run_samples(before, samples[64:]), run_samples(model, samples[64:])).sqnr_db
     assert found["gptq"] > found["rtn"] + 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bits": 4, "block_size": 16}, {"bits": 4, "block_size": 24}, {"bits": 8, "block_size": 0}],
+    ids=["cut between blocks", "cut within blocks", "one scale per channel"],
+)
+def test_wide_inputs_are_fitted_in_pieces(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = product(k=144)
+    samples = calibration(before, 96)
+    found = {}
+    for name, method, most in (("nearest", "rtn", 144), ("whole", "gptq", 144), ("pieces", "gptq", 143)):
+        monkeypatch.setattr(_moments, "MOST_COLUMNS", most)
+        monkeypatch.setattr(_moments, "PIECE", 64)
+        model = before.clone()
+        quantize(model, Samples(samples[:64]), method=method, form="DequantizeLinear", **options)
+        found[name] = compare(run_samples(before, samples[64:]), run_samples(model, samples[64:])).sqnr_db
+    assert found["whole"] != found["pieces"] > found["nearest"] + 1
 
 
 NORMED = """(float[3,7,64] x) => (float[3,7,16] y) {{

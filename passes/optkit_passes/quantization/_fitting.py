@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,6 +19,7 @@ from optkit.quant.integers import (
     dequantize,
     integer_grid,
     quantize,
+    spread,
     weight_qparams,
 )
 
@@ -62,32 +64,56 @@ class Fitting:
     damping: float = 0.01
     compensation: float = 0.0
 
-    def fit(self, rows: np.ndarray, moments: Moments | None, name: str) -> Integers:
+    def fit(self, rows: np.ndarray, moments: Sequence[Moments], name: str) -> Integers:
         """Return the integers of rows float32 [N, K].
 
         Args:
             rows: The weights.
-            moments: Of the inputs they are multiplied with; None: every element counts alike, and GPTQ is nearest
-                rounding.
+            moments: Of the inputs they are multiplied with, in pieces; none: every element counts alike, and GPTQ is
+                nearest rounding.
             name: The constant, for errors.
 
         Raises:
             InputError: A weight is NaN or infinite.
         """
-        if self.method != "gptq" or moments is None:
-            return self._nearest(rows, None if moments is None else moments.hessian, name)
+        importance = np.concatenate([np.diag(piece.hessian) for piece in moments]) if moments else None
+        if self.method != "gptq" or not moments:
+            return self._nearest(rows, importance, name)
+        if len(moments) == 1:
+            return self._together(rows, moments[0], name)
+        params = self._nearest(rows, importance, name).params
+        if self.block_size and not any(piece.columns.start % self.block_size for piece in moments):
+            alike = replace(self, symmetric=params.grid.symmetric)
+            return _beside([alike._together(rows[:, piece.columns], piece, name) for piece in moments])
+        return Integers(np.hstack([self._piece(rows, params, piece, name) for piece in moments]), params)
+
+    def _together(self, rows: np.ndarray, moments: Moments, name: str) -> Integers:
+        """Return the integers of rows all of whose inputs were seen together."""
         hessian = moments.hessian
         few = moments.count < PLENTY * rows.shape[1]
         if self.compensation:
             rows = self._compensated(rows, moments, name, doubt=few)
-        params = self._nearest(rows, hessian, name).params
+        params = self._nearest(rows, np.diag(hessian), name).params
         if few:
             hessian = _without(hessian, self._uncertain(rows, params, moments))
         fitted = self._fitted(rows, hessian, params, name)
         if self.bits > MANY_STEPS or few:
             return fitted
-        wide = replace(self, method="minmax")._nearest(rows, hessian, name).params
+        wide = replace(self, method="minmax")._nearest(rows, np.diag(hessian), name).params
         return min(fitted, self._fitted(rows, hessian, wide, name), key=lambda each: _error(rows, hessian, each))
+
+    def _piece(self, rows: np.ndarray, params: QuantParams, moments: Moments, name: str) -> np.ndarray:
+        """Return the integers of some columns of rows, with scales that other columns share."""
+        part = rows[:, moments.columns]
+        scale, zero = (
+            np.broadcast_to(spread(values, rows.shape, params.granularity), rows.shape)[:, moments.columns]
+            for values in (params.scale, params.zero_point)
+        )
+        params = replace(params, scale=scale, zero_point=zero, granularity=PerBlock(1, 1))
+        if self.compensation:
+            part = self._compensated(part, moments, name, doubt=True)
+        share = self._uncertain(part, params, moments) if moments.count < PLENTY * rows.shape[1] else 0.0
+        return self._gptq(part, _without(moments.hessian, share), params)
 
     def _fitted(self, rows: np.ndarray, hessian: np.ndarray, params: QuantParams, name: str) -> Integers:
         """Return what GPTQ finds from given scales, and the scales that suit it."""
@@ -117,20 +143,26 @@ class Fitting:
             return rows
         return refit(rows, moments.crossed.sum(axis=0), moments.hessian, damping=damping, name=name)
 
-    def _nearest(self, rows: np.ndarray, hessian: np.ndarray | None, name: str) -> Integers:
-        """Round to nearest with the zero points that the options ask for, or whose error is smaller."""
+    def _nearest(self, rows: np.ndarray, importance: np.ndarray | None, name: str) -> Integers:
+        """Round to nearest with the zero points that the options ask for, or whose error is smaller.
+
+        Args:
+            rows: The weights, [N, K].
+            importance: What a squared error counts in each column, [K]; None: the same.
+            name: The constant, for errors.
+        """
         choices = (True, False) if self.symmetric is None else (self.symmetric,)
-        found = [self._rounded(rows, hessian, name, symmetric=symmetric) for symmetric in choices]
+        found = [self._rounded(rows, importance, name, symmetric=symmetric) for symmetric in choices]
         if len(found) == 1:
             return found[0]
-        weight = np.ones(rows.shape[1]) if hessian is None else np.diag(hessian)
+        weight = np.ones(rows.shape[1]) if importance is None else importance
         fixed, free = (
             float((np.square(dequantize(each.values, each.params) - rows, dtype=np.float64) @ weight).sum())
             for each in found
         )
         return found[1] if fixed > free * 10 ** (WORTH_DB / 10) else found[0]
 
-    def _rounded(self, rows: np.ndarray, hessian: np.ndarray | None, name: str, *, symmetric: bool) -> Integers:
+    def _rounded(self, rows: np.ndarray, importance: np.ndarray | None, name: str, *, symmetric: bool) -> Integers:
         grid = self._grid(symmetric=symmetric)
         granularity = PerBlock(1, self.block_size) if self.block_size else PerChannel(0)
         if self.method == "hqq":
@@ -140,8 +172,8 @@ class Fitting:
         if self.method == "minmax":
             params = weight_qparams(rows, grid, granularity, name=name)
         else:
-            importance = None if hessian is None else np.diag(hessian)[None]
-            params = search_qparams(rows, grid, granularity, importance=importance, name=name)
+            weight = None if importance is None else importance[None]
+            params = search_qparams(rows, grid, granularity, importance=weight, name=name)
         params = self._stored(params)
         return Integers(quantize(rows, params, name=name), params)
 
@@ -171,10 +203,18 @@ class Fitting:
         errors = dict.fromkeys(SHARES, 0.0)
         for share in SHARES:
             for fit, judge in (moments.halves, moments.halves[::-1]):
-                values = self._gptq(rows[::step], _without(fit, share), some)
+                alone = share == 1.0  # without correlations, GPTQ is rounding to nearest
+                values = quantize(rows[::step], some) if alone else self._gptq(rows[::step], _without(fit, share), some)
                 error = dequantize(values, some).astype(np.float64) - rows[::step]
                 errors[share] += float(((error @ judge) * error).sum())
         return min(SHARES, key=errors.__getitem__)
+
+
+def _beside(parts: list[Integers]) -> Integers:
+    """Return one matrix of several whose rows are cut between blocks."""
+    params = [part.params for part in parts]
+    scale, zero = (np.hstack(each) for each in zip(*((one.scale, one.zero_point) for one in params), strict=True))
+    return Integers(np.hstack([part.values for part in parts]), replace(params[0], scale=scale, zero_point=zero))
 
 
 def _error(rows: np.ndarray, hessian: np.ndarray, found: Integers) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -13,17 +13,25 @@ from optkit.quant.walk import Walk
 
 from ._constants import Weights
 
+MOST_COLUMNS = 4096  # whose correlations are gathered together: K^2 numbers, factored in K^3 steps
+PIECE = 2048  # columns of each piece that wider inputs are cut into
+FEWEST_ROWS = 512  # in one product: one with many rows costs little more than one with few
+
 
 @dataclass(frozen=True)
 class Moments:
-    """Second moments of a product's inputs: x [K] in the float model, y [K] in the partly quantized one.
+    """Second moments of neighbouring columns of a product's inputs.
+
+    They are x [K] in the float model, y [K] in the partly quantized one.
 
     Attributes:
+        columns: Which columns.
         halves: Sums of y y^T over either half of the samples, float64 [2, K, K], so that one can judge the other's fit.
         crossed: Sums of x y^T over the same halves, float64 [2, K, K].
         count: Number of inputs seen.
     """
 
+    columns: slice
     halves: np.ndarray
     crossed: np.ndarray
     count: int
@@ -55,20 +63,22 @@ class Observer:
             original = model.clone()
             self._twins = dict(zip(model.graph, original.graph, strict=True))
             self._walks = Walk(original, context.calibration, name=name), Walk(model, context.calibration, name=name)
-        self._held: dict[ir.Value, Moments | None] = {}
+        self._held: dict[ir.Value, tuple[Moments, ...]] = {}
         self._left: dict[ir.Value, int] = {}
         for value in filter(None, map(self._read, order)):
             self._left[value] = self._left.get(value, 0) + 1
 
-    def moments(self, weights: Weights) -> Moments | None:
-        """Return the moments of what the constant's first reader multiplies it with; None where none can be seen.
+    def moments(self, weights: Weights) -> tuple[Moments, ...]:
+        """Return the moments of what the constant's first reader multiplies it with; nothing where none can be seen.
+
+        Inputs of more than ``MOST_COLUMNS`` come in pieces of ``PIECE``, in order.
 
         Raises:
             InputError: The model does not run on a sample, or the inputs hold NaN or infinity.
         """
         value = self._read(weights)
         if self._walks is None or value is None:
-            return None
+            return ()
         if value not in self._held:
             self._held[value] = self._gather(self._walks, weights.uses[0].node, value)
         found = self._held[value]
@@ -86,22 +96,32 @@ class Observer:
             return None
         return first.node.inputs[0]
 
-    def _gather(self, walks: tuple[Walk, Walk], node: ir.Node, value: ir.Value) -> Moments | None:
+    def _gather(self, walks: tuple[Walk, Walk], node: ir.Node, value: ir.Value) -> tuple[Moments, ...]:
         original, quantized = walks
         twin = self._twins[node]
         original.advance(twin)
         quantized.advance(node)
-        axis = _summed_axis(node)
-        halves: np.ndarray | None = None
-        crossed: np.ndarray | None = None
-        count = 0
-        for index, x, y in _turns(original.values(twin.inputs[0]), quantized.values(value), axis):
-            if halves is None or crossed is None:
-                halves, crossed = np.zeros((2, 2, y.shape[1], y.shape[1]))
-            halves[index % 2] += y.T @ y
-            crossed[index % 2] += x.T @ y
-            count += len(y)
-        return None if halves is None or crossed is None else Moments(halves, crossed, count)
+        pairs = original.values(twin.inputs[0]), quantized.values(value)
+        pieces: list[Moments] = []
+        for index, x, y in _joined(_turns(*pairs, _summed_axis(node))):
+            if not pieces:
+                pieces = _empty(y.shape[1])
+            for place, piece in enumerate(pieces):
+                part = y[:, piece.columns]
+                piece.halves[index] += part.T @ part
+                piece.crossed[index] += x[:, piece.columns].T @ part
+                pieces[place] = replace(piece, count=piece.count + len(y))
+        return tuple(pieces)
+
+
+def _empty(columns: int) -> list[Moments]:
+    step = columns if columns <= MOST_COLUMNS else PIECE
+    pieces = []
+    for first in range(0, columns, step):
+        size = min(step, columns - first)
+        halves, crossed = np.zeros((2, 2, size, size))
+        pieces.append(Moments(slice(first, first + size), halves, crossed, 0))
+    return pieces
 
 
 def is_pointwise(weights: Weights) -> bool:
@@ -122,11 +142,27 @@ def _summed_axis(node: ir.Node) -> int:
 def _turns(
     originals: list[np.ndarray], quantized: list[np.ndarray], axis: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield pairs of inputs, float32 [rows, K], numbered; one sample's rows take turns."""
+    """Yield pairs of inputs, float32 [rows, K], and the half they belong to; one sample's rows take turns."""
     alone = len(quantized) == 1
     for index, pair in enumerate(zip(originals, quantized, strict=True)):
         x, y = (np.moveaxis(np.asarray(array, np.float32), axis, -1).reshape(-1, array.shape[axis]) for array in pair)
         if alone:
             yield from ((turn, x[turn::2], y[turn::2]) for turn in (0, 1) if len(y[turn::2]))
         elif len(y):
-            yield index, x, y
+            yield index % 2, x, y
+
+
+def _joined(turns: Iterator[tuple[int, np.ndarray, np.ndarray]]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Join inputs of the same half until there are ``FEWEST_ROWS`` of them."""
+    waiting: tuple[list[tuple[np.ndarray, np.ndarray]], ...] = ([], [])
+    for index, *pair in turns:
+        waiting[index].append((pair[0], pair[1]))
+        if sum(len(y) for _, y in waiting[index]) >= FEWEST_ROWS:
+            yield index, *_stacked(waiting[index])
+            waiting[index].clear()
+    yield from ((index, *_stacked(pairs)) for index, pairs in enumerate(waiting) if pairs)
+
+
+def _stacked(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    x, y = (np.concatenate(arrays) if len(arrays) > 1 else arrays[0] for arrays in zip(*pairs, strict=True))
+    return x, y

@@ -136,7 +136,7 @@ class _Run:
     def _quantize(self, weights: Weights, plan: Plan, observer: Observer) -> None:
         node, method = weights.uses[0].node, self.method
         moments = observer.moments(weights)
-        if method == "gptq" and moments is None:
+        if method == "gptq" and not moments:
             method = "rtn"
             self.context.missed(node, _why_unseen(weights, self.model.graph))
         whole = weights.is_convolution and not plan.block_size
