@@ -6,6 +6,8 @@ Where a transformer goes, in this order:
 * `convert-linear-to-conv`: linear layers and what lies between them in the engine's layout, ``[B, C, 1, S]``.
 * `split-attention-heads`: attention of that layout, head by head.
 
+And wherever a model is quantized: `dequantize-tables`, for tables that lookups pick rows of to stay integers.
+
 What coremltools 9.0 makes of their result by itself: ``layer_norm`` over channels, ``gelu`` of Erf, ``silu`` of a
 product with Sigmoid, and ``batch_norm`` of a product and sum with constants by channel.
 """
