@@ -180,7 +180,11 @@ def run_together(ready: list[Ready]) -> list[Outcome]:
         model, names = ready[0].model, [{name: name for name in (*ready[0].fed, *ready[0].expected)}]
     else:
         model, names = merged([item.model for item in ready])
-    fed = {identifier(own[name]): item.fed[name] for item, own in zip(ready, names, strict=True) for name in item.fed}
+    fed = {
+        identifier(own[name]): np.atleast_1d(item.fed[name])
+        for item, own in zip(ready, names, strict=True)
+        for name in item.fed
+    }
     try:
         with tempfile.TemporaryDirectory() as folder:
             package = save(lowered(model), DEPLOYMENT, Path(folder) / "p.mlpackage", half=False, metadata={})

@@ -63,7 +63,9 @@ def executed(
     program = lower(model, deployment)
     with tempfile.TemporaryDirectory() as folder:
         package = save(program, deployment, Path(folder) / "model.mlpackage", half=half, metadata={})
-        found = interpreter.load(package).run({identifier(name): array for name, array in inputs.items()})
+        found = interpreter.load(package).run(
+            {identifier(name): np.atleast_1d(array) for name, array in inputs.items()}
+        )
     return {str(value.name): found[identifier(value.name or "")] for value in model.graph.outputs}
 
 

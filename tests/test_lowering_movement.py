@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -225,5 +226,21 @@ def test_a_model_has_the_same_bytes_however_many_were_written_before(tmp_path):
     assert files[0] == files[1]
 
 
-def test_scalar_inputs_are_refused():
-    assert "'x' has shape []" in refusal(text("y = Neg(x)", {"x": np.float32(1)}, "float y"))
+@pytest.mark.parametrize("kind", ["float32", "int64", "bool"])
+def test_scalar_inputs_are_fed_as_one_element(kind):
+    x = {"x": np.array(3).astype(kind), "v": numbers(2, 3)}
+    check(text("a = Cast<to = 1>(x) y = Add(a, v) z = Neg(a)", x, "float[2,3] y, float z"), x)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "edge"])
+def test_pads_of_float16_are_filled_with_float16(mode):
+    x = {"x": numbers(2, 5).astype(np.float16)}
+    program = lower(text(f'y = Pad<mode = "{mode}">(x, p)', x, "float16 y", {"p": ints(0, 1, 0, 2)}), 18)
+    (pad,) = (op for op in program.functions["main"].operations if op.op_type == "pad")
+    pad.input_spec.validate_inputs(pad.name, pad.op_type, pad.inputs)
+
+
+def test_constants_of_types_that_mil_lacks_are_refused():
+    constants = {"d": ints(3), "v": np.array([0, 1], ml_dtypes.bfloat16)}
+    model = text("y = OneHot(i, d, v)", {"i": ints(0, 2)}, "bfloat16[2,3] y", constants)
+    assert "MIL has no constants of bfloat16" in refusal(model)

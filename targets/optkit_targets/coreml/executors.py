@@ -34,7 +34,7 @@ class Interpreted(Executor):
         def run(samples: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
             results = []
             for sample in samples:
-                found = interpreter.run({new: sample[old] for old, new in inputs.items()})
+                found = interpreter.run({new: np.atleast_1d(sample[old]) for old, new in inputs.items()})
                 results.append({value.name or "": _typed(found, value) for value in network.graph.outputs})
             return results
 

@@ -24,6 +24,7 @@ INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UIN
 TYPES = {"FLOAT": "fp32", "FLOAT16": "fp16", "DOUBLE": "fp32", "BOOL": "bool", **dict.fromkeys(INTEGERS, "int32")}
 # coremltools 9.0 gives it constants in float32 where the program has float16.
 TYPED_WRONGLY = ("common::fuse_elementwise_to_batchnorm",)
+SCALAR = (1,)  # the shape in which a scalar is fed
 DESCRIBING = {"author": "author", "description": "short_description", "license": "license", "version": "version"}
 VOLATILE = ("com.github.apple.coremltools.conversion_date",)
 
@@ -59,7 +60,7 @@ def lower(model: ir.Model, deployment: int, flexible: Sequence[FlexibleDim] = ()
     lost: set[ir.Value | None] = set()
     with mil.Function(inputs, opset_version=target) as function:
         for value, name in zip(graph_inputs(model), inputs, strict=True):
-            scope.set(value, function.inputs[name])
+            scope.set(value, _given(scope, value, function.inputs[name]))
         for node in model.graph:
             if any(value in lost for value in node.inputs):
                 lost.update(node.outputs)  # what it reads was refused: that is the reason to name
@@ -103,24 +104,33 @@ def _check_input(value: ir.Value) -> None:
     """Refuse a graph input that Core ML has no tensor for.
 
     Raises:
-        InputError: It has no axes or more than 5, no elements, or elements of a type that Core ML lacks.
+        InputError: It has more than 5 axes, no elements, or elements of a type that Core ML lacks.
     """
     kind = value.dtype or ir.DataType.FLOAT
     if kind.name not in TYPES:
         raise InputError(f"Core ML has no tensors of {kind.name}, the type of input '{value.name}'")
     shape = list(value.shape or ())
-    if not 1 <= len(shape) <= MAX_RANK or 0 in shape:
-        what = f"Core ML's inputs have 1 to {MAX_RANK} axes and at least one element, '{value.name}' has shape {shape}"
+    if len(shape) > MAX_RANK or 0 in shape:
+        what = (
+            f"Core ML's inputs have at most {MAX_RANK} axes and at least one element: '{value.name}' has shape {shape}"
+        )
         raise InputError(what, hint="fix it to a value with --fix, or export it with another shape")
 
 
 def _symbolic(value: ir.Value, flexible: Sequence[FlexibleDim], symbols: dict[str, Any]) -> tuple[Any, ...]:
-    """Return a shape with a symbol for every open dimension, the same one for the same name."""
-    shape = flexible_shape(value, flexible)
+    """Return a shape with a symbol for every open dimension, the same one for the same name; of a scalar, one of 1."""
+    shape = flexible_shape(value, flexible) or SCALAR
     for dim in shape:
         if isinstance(dim, FlexibleDim) and dim.name not in symbols:
             symbols[dim.name] = toolkit.mil().get_new_symbol()
     return tuple(dim if isinstance(dim, int) else symbols[dim.name] for dim in shape)
+
+
+def _given(scope: Scope, value: ir.Value, variable: Any) -> Any:
+    """Return what stands for an input: a scalar is fed as a tensor of one element, since Core ML has no other."""
+    if value.shape is None or value.shape.rank():
+        return variable
+    return scope.mb.squeeze(x=variable, axes=[0], name=scope.name(value.name or "", "scalar"))
 
 
 def _type(value: ir.Value) -> Any:

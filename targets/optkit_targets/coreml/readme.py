@@ -71,7 +71,7 @@ def readme(
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    inputs = [_edge(value, images) for value in graph_inputs(model)]
+    inputs = [_edge(value, images, scalar=(1,)) for value in graph_inputs(model)]
     outputs = [_edge(value, ()) for value in model.graph.outputs]
     return environment.get_template("README.md.j2").render(
         chip=chip,
@@ -86,10 +86,10 @@ def readme(
     )
 
 
-def _edge(value: ir.Value, images: Collection[str]) -> _Edge:
+def _edge(value: ir.Value, images: Collection[str], scalar: tuple[int, ...] = ()) -> _Edge:
     original = value.name or ""
     swift, numpy = ARRAYS.get(value.dtype.name if value.dtype is not None else "FLOAT", INTEGERS)
-    dims = tuple(dim if isinstance(dim, int) else 1 for dim in value.shape or ())
+    dims = tuple(dim if isinstance(dim, int) else 1 for dim in value.shape or ()) or scalar
     visible = "".join(c if c.isprintable() and c not in "`|" else "?" for c in original)
     name = identifier(original)
     return _Edge(name, visible if name != original else name, dims, swift, numpy, name in images)

@@ -211,8 +211,10 @@ def narrowed(array: np.ndarray) -> np.ndarray:
     """Return an array in a type that MIL has.
 
     Raises:
-        CannotLower: An integer does not fit in 32 bits.
+        CannotLower: MIL has no such type, or an integer does not fit in 32 bits.
     """
+    if array.dtype.kind not in "biuf" and "int" not in array.dtype.name:  # int4 is none of NumPy's kinds
+        raise CannotLower(f"MIL has no constants of {array.dtype.name}")
     wanted = NARROWED.get(array.dtype.name)
     if wanted is None:
         return array

@@ -29,6 +29,7 @@ from optkit_targets.coreml.lowering.forms import (
 from optkit_targets.coreml.lowering.scope import CannotLower, Scope
 from optkit_targets.coreml.lowering.shaping import concatenated
 from optkit_targets.coreml.lowering.table import lowers
+from optkit_targets.coreml.lowering.writing import number_type
 
 PAD_MODES = {"reflect": "reflect", "edge": "replicate"}
 NUMPY_MODES = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
@@ -186,7 +187,8 @@ def _pad_copies(scope: Scope, data: Any, rims: list[tuple[int, int]], mode: str,
     short = all(max(rim) < size for rim, size in zip(rims, own, strict=True))
     if inner and short and is_float(data) and mode in PAD_MODES:
         widths = [width for rim in rims[-2:] for width in rim]
-        return scope.mb.pad(x=data, pad=widths, mode=PAD_MODES[mode], name=name)
+        unused = number_type(data)(0)  # left out, coremltools takes it for a float32
+        return scope.mb.pad(x=data, pad=widths, mode=PAD_MODES[mode], constant_val=unused, name=name)
     if mode not in NUMPY_MODES:
         raise CannotLower(f"pad mode '{mode}' is not known")
     for axis, rim in enumerate(rims):
