@@ -116,7 +116,10 @@ def outcomes(operator: str) -> list[Outcome]:
 
 
 def prepared(case: Any, deployment: int = DEPLOYMENT) -> Ready | Outcome:
-    """Return a case in the first form that lowers: what it feeds as inputs, or all but the first as constants."""
+    """Return a case in the first form that lowers: what it feeds as inputs, or all but the first as constants.
+
+    The latter comes first where one of them is a scalar: a setting.
+    """
     inputs, expected = case.data_sets[0]
     if not all(isinstance(array, (np.ndarray, np.generic, onnx.TensorProto)) for array in (*inputs, *expected)):
         return Outcome(case.name, "refused", "its values are no tensors")
@@ -125,7 +128,8 @@ def prepared(case: Any, deployment: int = DEPLOYMENT) -> Ready | Outcome:
         return Outcome(case.name, "refused", "its types are no numbers of Core ML")
     reason = "it has no inputs"
     names = [value.name for value in case.model.graph.output]
-    for count in dict.fromkeys((len(arrays), min(len(arrays), 1))):
+    counts = [len(arrays), min(len(arrays), 1)]
+    for count in dict.fromkeys(counts[::-1] if any(not array.ndim for array in arrays[1:]) else counts):
         fed = {value.name: array for value, array in zip(case.model.graph.input[:count], arrays, strict=False)}
         if not count:
             continue

@@ -38,8 +38,7 @@ NOISE = (
     (r"; .*$", ""),
     (r"^.*\.onnx: ", ""),
     (r"^the body '\w+' of (\w+) that produces .*$", r"a body of \1 has inputs without a type"),
-    (r", '\w+' has shape .*$", ""),
-    (r"Core ML's inputs have 1 to 5 axes and at least one element", "scalar, empty or 6-axis inputs"),
+    (r"^Core ML's inputs have at most 5 axes and at least one element: '\w+' has shape .*$", "empty or 6-axis inputs"),
 )
 
 
