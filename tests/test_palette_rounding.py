@@ -38,21 +38,84 @@ def test_rounding_together_loses_less_than_nearest_entries() -> None:
             assert together > nearest + 1.5
 
 
+LAYERS = {
+    "depthwise": ("(float[2,12,9,9] x) => (float[2,12,7,7] y) { y = Conv <group = 12> (x, w, b) }", (12, 1, 3, 3), 12),
+    "grouped": ("(float[2,12,9,9] x) => (float[2,8,7,7] y) { y = Conv <group = 2> (x, w, b) }", (8, 6, 3, 3), 8),
+    "dense": ("(float[2,6,9,9] x) => (float[2,8,7,7] y) { y = Conv (x, w, b) }", (8, 6, 3, 3), 8),
+    "gemm": ("(float[9,16] x) => (float[9,24] y) { y = Gemm <alpha = 0.5, beta = 2.0> (x, w, b) }", (16, 24), 24),
+    "matmul": ("(float[3,9,16] x) => (float[3,9,24] y) { a = MatMul (x, w) y = Add (b, a) }", (16, 24), 24),
+    "one for all": ("(float[9,16] x) => (float[9,24] y) { y = Gemm (x, w, b) }", (16, 24), 1),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_biases_make_up_for_the_mean_error(name: str) -> None:
+    text, shape, values = LAYERS[name]
+    model = build(text, w=random(*shape), b=random(values, seed=1))
+    samples = [{"x": 1 + each["x"] @ np.diag(np.linspace(1, 2, each["x"].shape[-1]))} for each in inputs_of(model, 16)]
+    samples = [{"x": each["x"].astype(np.float32)} for each in samples]
+    expected, channel = run_samples(model, samples), 1 if "Conv" in text else -1
+    found, applied, lost = {}, {}, {}
+    for rounding, corrected in (("nearest", True), ("gptq", False), ("gptq", True)):
+        options = {"bits": 2, "rounding": rounding, "bias_correction": corrected}
+        result, (applied[rounding, corrected],), _ = palettized(model, samples, **options)
+        outputs = run_samples(result, samples)
+        found[rounding, corrected] = compare(expected, outputs).sqnr_db
+        errors = [np.moveaxis(a["y"] - b["y"], channel, 0) for a, b in zip(outputs, expected, strict=True)]
+        lost[rounding, corrected] = np.abs(
+            np.concatenate([e.reshape(len(e), -1) for e in errors], axis=1).mean(axis=1)
+        ).max()
+    assert found["gptq", True] > found["gptq", False] + 0.2 > found["nearest", True] + 0.4
+    assert lost["gptq", True] < 1e-4 < lost["gptq", False]
+    assert ["; bias corrected by up to " in message for message in applied.values()] == [False, False, True]
+
+
+def test_a_bias_that_others_read_stays_theirs() -> None:
+    text = "(float[9,16] x) => (float[9,24] y, float[24] z) { y = Gemm (x, w, b) z = Neg (b) }"
+    model = build(text, w=random(16, 24), b=random(24, seed=1))
+    samples = [{"x": 1 + each["x"]} for each in inputs_of(model, 8)]
+    result, (message,), _ = palettized(model, samples, bits=2)
+    assert "bias corrected" in message
+    outputs = run_samples(result, samples[:1])
+    np.testing.assert_array_equal(outputs[0]["z"], -random(24, seed=1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(float[9,16] x) => (float[9,24] y) { y = Gemm (x, w) }",
+        "(float[9,16] x) => (float[9,24] y) { a = Gemm <beta = 0.0> (x, w, b) y = Add (a, b) }",
+        "(float[9,16] x) => (float[9,24] y, float[9,24] a) { a = MatMul (x, w) y = Add (a, b) }",
+        "(float[9,16] x) => (float[9,24] y) { a = MatMul (x, w) y = Sub (a, b) }",
+        "(float[9,16] x, float[24] c) => (float[9,24] y) { a = MatMul (x, w) d = Add (c, b) y = Add (a, d) }",
+        "(float[9,16] x) => (float[9,24] y) { y = Gemm (x, w, c) }",
+    ],
+)
+def test_without_a_bias_for_each_channel_there_is_no_correction(text: str) -> None:
+    constants = {"w": random(16, 24), "b": random(24), "c": random(9, 1)}
+    model = build(text, **{name: array for name, array in constants.items() if f", {name}" in text})
+    samples = inputs_of(model, 8)
+    _, (message,), _ = palettized(model, samples, bits=2)
+    assert "bias corrected" not in message
+
+
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(2, 10), st.sampled_from([0, 1]))
-def test_fitted_entries_are_the_least_squares(seed: int, rows: int, columns: int, fixed: int) -> None:
+@given(st.integers(0, 10_000), st.integers(1, 3), st.integers(1, 2), st.integers(2, 10), st.sampled_from([0, 1]))
+def test_fitted_entries_are_the_least_squares(seed: int, rows: int, groups: int, columns: int, fixed: int) -> None:
     generator = np.random.default_rng(seed)
-    weight, x = generator.standard_normal((rows, columns)), generator.standard_normal((40, columns))
+    rows *= groups
+    weight, x = generator.standard_normal((rows, columns)), generator.standard_normal((groups, 40, columns))
     indices = generator.integers(0, 4, (rows, columns)).astype(np.uint8)
     block = np.arange(rows) // 2
     luts = np.sort(generator.standard_normal((block[-1] + 1, 4)), axis=1)
     luts[:, :fixed] = 0
-    moments = x.T @ x
+    moments = x.swapaxes(1, 2) @ x
     found = fit_entries(weight, luts, indices, block, [(slice(None), moments, moments)], fixed=fixed)
 
     def error(entries: np.ndarray) -> float:
         lost = weight - entries[block[:, None], indices]
-        return float(((lost @ moments) * lost).sum())
+        own = lost.reshape(groups, -1, columns)
+        return float(((own @ moments) * own).sum())
 
     assert np.array_equal(found[:, :fixed], luts[:, :fixed])
     assert error(found) <= error(luts) * (1 + 1e-9)

@@ -29,7 +29,7 @@ def round_to_luts(
     Args:
         weight: W [N, K], K being the axis that the layer sums over.
         luts: The LUT of each row, ascending, [N, entries].
-        hessian: ``X^T X`` [K, K] of inputs X [tokens, K].
+        hessian: ``X^T X`` [G, K, K] of the inputs X [tokens, K] of each of G equal groups of rows.
         keep: bool [N, K]; where it is not set the weight is 0 and stays so, and the index means nothing.
         damping: This times the mean of the Hessian's diagonal is added to it.
         name: The weight, for errors.
@@ -40,27 +40,36 @@ def round_to_luts(
     Raises:
         InputError: The Hessian is not positive semidefinite.
     """
-    rows, columns = weight.shape
-    order = np.argsort(-np.diag(hessian), kind="stable")
-    factor = moments_factor(hessian[np.ix_(order, order)], damping, name)
-    factor /= np.diag(factor)
-    entries = luts.astype(np.float64)
-    middles = (entries[:, 1:] + entries[:, :-1]) / 2  # [N, entries - 1]
-    wanted = weight.T[order].astype(np.float64)
-    kept = np.ones(wanted.shape, bool) if keep is None else keep.T[order]
-    error = np.empty((columns, rows))
-    found = np.empty((columns, rows), np.uint8)
-    every = np.arange(rows)
+    groups, columns = hessian.shape[:2]
+    rows = len(weight) // groups
+    order = np.argsort(-np.diagonal(hessian, axis1=1, axis2=2), kind="stable")  # [G, K]
+    factor = np.stack(
+        [moments_factor(own[np.ix_(to, to)], damping, name) for own, to in zip(hessian, order, strict=True)]
+    )
+    factor /= np.diagonal(factor, axis1=1, axis2=2)[:, None]
+    entries = luts.astype(np.float64).reshape(groups, rows, -1)
+    middles = (entries[..., 1:] + entries[..., :-1]) / 2  # [G, N / G, entries - 1]
+    wanted = np.take_along_axis(_by_column(weight, groups).astype(np.float64), order[..., None], axis=1)
+    kept = None if keep is None else np.take_along_axis(_by_column(keep, groups), order[..., None], axis=1)
+    error = np.empty((groups, columns, rows))
+    found = np.empty((groups, columns, rows), np.uint8)
     for first in range(0, columns, LAZY):
         last = min(first + LAZY, columns)
-        corrected = wanted[first:last] + factor[:first, first:last].T @ error[:first]
+        corrected = wanted[:, first:last] + factor[:, :first, first:last].swapaxes(1, 2) @ error[:, :first]
         for k in range(first, last):
-            value = corrected[k - first] + factor[first:k, k] @ error[first:k]
-            found[k] = (value[:, None] > middles).sum(axis=1)
-            error[k] = np.where(kept[k], wanted[k] - entries[every, found[k]], 0.0)
-    indices = np.empty((rows, columns), np.uint8)
-    indices[:, order] = found.T
-    return indices
+            value = corrected[:, k - first] + (factor[:, None, first:k, k] @ error[:, first:k])[:, 0]
+            index = (value[..., None] > middles).sum(axis=-1)
+            found[:, k] = index
+            lost = wanted[:, k] - np.take_along_axis(entries, index[..., None], axis=-1)[..., 0]
+            error[:, k] = lost if kept is None else np.where(kept[:, k], lost, 0.0)
+    indices = np.empty_like(found)
+    np.put_along_axis(indices, order[..., None], found, axis=1)
+    return np.ascontiguousarray(indices.swapaxes(1, 2).reshape(weight.shape))
+
+
+def _by_column(array: np.ndarray, groups: int) -> np.ndarray:
+    """Return [N, K] as [G, K, N / G], so that a column of a group is contiguous."""
+    return np.ascontiguousarray(array.reshape(groups, -1, array.shape[1]).swapaxes(1, 2))
 
 
 def fit_entries(
@@ -82,7 +91,7 @@ def fit_entries(
         luts: [blocks, entries].
         indices: [N, K].
         block: The LUT of each row, ascending, int [N].
-        pieces: Columns, H = ``Y^T Y`` and C = ``X^T Y`` of them.
+        pieces: Columns, H = ``Y^T Y`` and C = ``X^T Y`` of them, [G, K, K] for G equal groups of rows.
         fixed: How many of the first entries stay as they are; they are 0.
 
     Returns:
@@ -94,11 +103,11 @@ def fit_entries(
     for columns, hessian, cross in pieces:
         part = indices[:, columns]
         places = (np.arange(rows)[:, None] * entries + part).ravel()
-        goal += _by_block(places, weight[:, columns].astype(np.float64) @ cross, entries, firsts)
+        goal += _by_block(places, times(weight[:, columns].astype(np.float64), cross), entries, firsts)
         for entry in range(fixed, entries):
             chosen = part == entry
             if chosen.any():
-                curvature[:, entry] += _by_block(places, chosen @ hessian, entries, firsts)
+                curvature[:, entry] += _by_block(places, times(chosen, hessian), entries, firsts)
     found = luts.astype(np.float64)
     free = slice(fixed, entries)
     for number, (matrix, right) in enumerate(zip(curvature, goal, strict=True)):
@@ -107,6 +116,11 @@ def fit_entries(
             own = matrix[free, free] + ridge * np.eye(entries - fixed)
             found[number, free] = np.linalg.solve(own, right[free] + ridge * found[number, free])
     return found
+
+
+def times(rows: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """Return the products [N, K] of rows [N, K] with the moments [G, K, K] of their group."""
+    return np.asarray((rows.reshape(len(moments), -1, rows.shape[1]) @ moments).reshape(rows.shape))
 
 
 def _by_block(places: np.ndarray, values: np.ndarray, entries: int, firsts: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from optkit.errors import InputError
 from optkit.graph import constant
 from optkit.pipeline import LOSSY, Context, Effect, Pass
-from optkit.quant.sparsity import keep_largest, keep_pattern, refit_kept
+from optkit.quant.sparsity import keep_largest, keep_pattern
 from optkit_passes.quantization._layer_moments import LayerInputs, LayerMoments
 from optkit_passes.quantization._weight_uses import WeightUse, weight_uses, why_kept
 
@@ -161,7 +161,7 @@ class PruneWeights(Pass):
             return
         gained = ""
         if moments is not None and self.refit:
-            fitted = _refitted(weight, keep, moments)
+            fitted = moments.refitted(weight, DAMPING, stored.name or "", keep=keep)
             before, after = (moments.error(weight, each) - moments.error(weight, weight) for each in (pruned, fitted))
             if after < before:
                 pruned, gained = fitted, ", the others refitted"
@@ -182,17 +182,6 @@ class PruneWeights(Pass):
             return keep_pattern(saliency, int(found[1]), int(found[2]), axis=use.input_axis)
         axis = use.output_axis if self.compared == "row" else None
         return keep_largest(saliency, SPARSITY if self.sparsity is None else self.sparsity, axis=axis)
-
-
-def _refitted(weight: np.ndarray, keep: np.ndarray, moments: LayerMoments) -> np.ndarray:
-    """Return the weights that stay as the layer's outputs need them without the others."""
-    matrix, kept = moments.form.matrix(weight).astype(np.float32), moments.form.matrix(keep)
-    found = np.zeros_like(matrix)
-    damping = max(DAMPING, moments.form.columns / max(moments.count, 1))
-    for piece in moments.pieces:
-        part, mask = matrix[:, piece.columns], kept[:, piece.columns]
-        found[:, piece.columns] = refit_kept(part, piece.cross, piece.hessian, mask, damping=damping)
-    return np.ascontiguousarray(moments.form.restore(found)).astype(weight.dtype)
 
 
 def _percent(weight: np.ndarray) -> str:

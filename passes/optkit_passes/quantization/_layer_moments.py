@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from optkit.pipeline import Context
 from optkit.quant.gptq import refit
+from optkit.quant.lut_rounding import times
+from optkit.quant.sparsity import refit_kept
 from optkit.quant.walk import Walk, require_samples, spread_samples
 
 from ._layers import describe
@@ -19,6 +21,7 @@ from ._weight_uses import WeightUse
 SAMPLES = 32  # that walk along
 ROWS_PER_COLUMN = 8  # inputs gathered for every weight of a row
 FEWEST_ROWS = 4096  # and at least so many, where there are
+ROUNDED = 1e-6  # error of a sum in float32, of the sum
 MOST_COLUMNS = 1024  # whose correlations are gathered together; those of wider inputs are cut into such pieces
 
 
@@ -27,14 +30,26 @@ class Piece:
     """Moments of neighbouring columns of a layer's inputs: x [K] in the float model, y [K] in the changed one.
 
     Attributes:
-        columns: Which columns.
-        hessian: The sum of y y^T, float64 [K', K'].
+        columns: Which columns of the layer's matrix.
+        hessian: The sum of y y^T for each of its groups of rows, float64 [G, K', K'].
         cross: The sum of x y^T.
+        wanted: The mean of x, [G, K'].
+        mean: The mean of y.
     """
 
     columns: slice
     hessian: np.ndarray
     cross: np.ndarray
+    wanted: np.ndarray
+    mean: np.ndarray
+
+    def centered(self, count: int) -> Piece:
+        """Return the moments about the means of ``count`` inputs."""
+        hessian = self.hessian - count * self.mean[:, :, None] * self.mean[:, None]
+        every = np.arange(hessian.shape[1])
+        least = ROUNDED * self.hessian[:, every, every]  # what is left of an input that never varied is rounding
+        hessian[:, every, every] = np.maximum(hessian[:, every, every], least)
+        return replace(self, hessian=hessian, cross=self.cross - count * self.wanted[:, :, None] * self.mean[:, None])
 
 
 @dataclass(frozen=True)
@@ -51,24 +66,39 @@ class LayerMoments:
     pieces: tuple[Piece, ...]
     count: int
 
+    def centered(self) -> LayerMoments:
+        """Return the moments about the means: for a layer whose bias makes up for the mean error of its outputs."""
+        return replace(self, pieces=tuple(piece.centered(self.count) for piece in self.pieces))
+
     @property
     def importance(self) -> np.ndarray:
-        """The mean of y^2, float64 in the weight's shape: what errors at each weight cost."""
-        diagonal = np.concatenate([np.diag(piece.hessian) for piece in self.pieces]) / max(self.count, 1)
-        matrix = np.broadcast_to(diagonal, (self.form.matrix(np.empty(self.form.shape)).shape[0], diagonal.size))
-        return np.asarray(self.form.restore(matrix))
+        """The mean of y^2, float64 in the weight's shape: what errors at each weight cost by themselves."""
+        diagonals = [np.diagonal(piece.hessian, axis1=1, axis2=2) for piece in self.pieces]
+        rows = self.form.matrix(np.empty(self.form.shape)).shape[0] // len(diagonals[0])
+        return np.asarray(self.form.restore(np.repeat(np.concatenate(diagonals, axis=1), rows, axis=0) / self.count))
 
-    def refitted(self, weight: np.ndarray, damping: float, name: str) -> np.ndarray:
+    def refitted(self, weight: np.ndarray, damping: float, name: str, keep: np.ndarray | None = None) -> np.ndarray:
         """Return a weight that makes up for what earlier layers lost, in its own shape (see `optkit.quant.gptq.refit`).
 
         The fewer inputs there are for each weight of a row, the stronger it is held to the given one.
+
+        Args:
+            weight: The weight.
+            damping: How strongly it is held at least.
+            name: The weight, for errors.
+            keep: Which weights are not 0, and may become others (see `optkit.quant.sparsity.refit_kept`); None: all.
         """
-        matrix = self.form.matrix(weight).astype(np.float32)
-        damping = max(damping, self.form.columns / max(self.count, 1))
+        matrix = self.form.matrix(weight).astype(np.float32).copy()
+        kept = None if keep is None else self.form.matrix(keep)
+        damping = max(damping, self.form.columns / self.count)
         for piece in self.pieces:
-            part = matrix[:, piece.columns]
-            matrix = matrix.copy()
-            matrix[:, piece.columns] = refit(part, piece.cross, piece.hessian, damping=damping, name=name)
+            step = len(matrix) // len(piece.hessian)
+            for group, moments in enumerate(zip(piece.cross, piece.hessian, strict=True)):
+                own = slice(group * step, (group + 1) * step), piece.columns
+                if kept is None:
+                    matrix[own] = refit(matrix[own], *moments, damping=damping, name=name)
+                else:
+                    matrix[own] = refit_kept(matrix[own], *moments, kept[own], damping=damping)
         return np.ascontiguousarray(self.form.restore(matrix)).astype(weight.dtype)
 
     def error(self, given: np.ndarray, found: np.ndarray) -> float:
@@ -77,7 +107,19 @@ class LayerMoments:
         wanted, other = (self.form.matrix(array).astype(np.float64) for array in (given, found))
         for piece in self.pieces:
             part = other[:, piece.columns]
-            total += float(((part @ piece.hessian - 2 * wanted[:, piece.columns] @ piece.cross) * part).sum())
+            crossed = times(wanted[:, piece.columns], piece.cross)
+            total += float(((times(part, piece.hessian) - 2 * crossed) * part).sum())
+        return total
+
+    def lost(self, given: np.ndarray, found: np.ndarray) -> np.ndarray:
+        """Return what the mean of each output loses, ``W mean(x) - V mean(y)`` [N]."""
+        wanted, other = (self.form.matrix(array).astype(np.float64) for array in (given, found))
+        total = np.zeros(len(wanted))
+        for piece in self.pieces:
+            groups = len(piece.mean)
+            for rows, mean, sign in ((wanted, piece.wanted, 1), (other, piece.mean, -1)):
+                own = rows[:, piece.columns].reshape(groups, len(rows) // groups, -1)
+                total += sign * (own @ mean[..., None]).ravel()
         return total
 
 
@@ -126,11 +168,10 @@ class LayerInputs:
             walk.advance(each)
             values.append(walk.values(each.inputs[0]))
         pairs = [(x, y) for x, y in zip(*values, strict=True) if x.size]
-        found = list(_gathered(form, pairs))
-        if not found:
-            return "no calibration sample reaches it"
         count = sum(len(form.rows(x, _most(form.columns, len(pairs)), turn)) for turn, (x, _) in enumerate(pairs))
-        return LayerMoments(form, tuple(found), count) if count else "no calibration sample reaches it"
+        if not count:
+            return "no calibration sample reaches it"
+        return LayerMoments(form, tuple(_gathered(form, pairs, count)), count)
 
 
 def _most(columns: int, inputs: int) -> int:
@@ -138,13 +179,18 @@ def _most(columns: int, inputs: int) -> int:
     return -(-max(ROWS_PER_COLUMN * min(columns, MOST_COLUMNS), FEWEST_ROWS) // inputs)
 
 
-def _gathered(form: MatrixLayer, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[Piece]:
-    for first in range(0, form.columns if pairs else 0, MOST_COLUMNS):
+def _gathered(form: MatrixLayer, pairs: list[tuple[np.ndarray, np.ndarray]], count: int) -> Iterator[Piece]:
+    groups, most = form.groups, _most(form.columns, len(pairs))
+    for first in range(0, form.columns, MOST_COLUMNS):
         columns = slice(first, min(first + MOST_COLUMNS, form.columns))
         size = columns.stop - first
-        hessian, cross = np.zeros((size, size)), np.zeros((size, size))
+        hessian, cross = np.zeros((2, groups, size, size))
+        wanted, mean = np.zeros((2, groups, size))
         for turn, pair in enumerate(pairs):
-            x, y = (form.rows(array, _most(form.columns, len(pairs)), turn)[:, columns] for array in pair)
-            hessian += y.T @ y
-            cross += x.T @ y
-        yield Piece(columns, hessian, cross)
+            rows = (form.rows(array, most, turn) for array in pair)  # [T, G K]
+            x, y = (array.reshape(len(array), groups, -1)[..., columns].swapaxes(0, 1) for array in rows)  # [G, T, K']
+            hessian += y.swapaxes(1, 2) @ y
+            cross += x.swapaxes(1, 2) @ y
+            wanted += x.sum(axis=1, dtype=np.float64) / count
+            mean += y.sum(axis=1, dtype=np.float64) / count
+        yield Piece(columns, hessian, cross, wanted, mean)

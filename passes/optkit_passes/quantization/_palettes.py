@@ -7,7 +7,6 @@ import numpy as np
 from optkit.quant.codebook import Zeros, codebook
 from optkit.quant.lut_rounding import fit_entries, round_to_luts
 from optkit.quant.palette import Palette
-from optkit.quant.sparsity import refit_kept
 
 from ._layer_moments import LayerMoments
 
@@ -48,6 +47,7 @@ def fit_palette(
     channels: int,
     importance: np.ndarray | None,
     moments: LayerMoments | None,
+    centered: bool = False,
     name: str,
 ) -> Palette:
     """Return the palette of a weight.
@@ -59,15 +59,18 @@ def fit_palette(
         channels: How many of them share a LUT; 0: all.
         importance: What errors at the weights cost, where nothing better is known.
         moments: Of the layer's inputs: then indices are chosen together, for the smallest error of the layer's outputs.
+        centered: Whether a bias will make up for the mean error of each output. Entries are found by importance all the
+            same: about the mean they came out 1 dB worse on two of three convolutional models.
         name: The weight, for errors.
 
     Raises:
         InputError: A weight is NaN or infinite.
     """
     zeros = zeros_of(weight, bits)
-    goal = weight if moments is None else _compensated(weight, moments, pruned=zeros != "free", name=name)
     if moments is not None:
         importance = moments.importance
+        moments = moments.centered() if centered else moments
+    goal = weight if moments is None else _compensated(weight, moments, pruned=zeros != "free", name=name)
     lut, indices = codebook(
         goal, bits, axis=axis, channels_per_lut=channels, importance=importance, zeros=zeros, name=name
     )
@@ -78,15 +81,9 @@ def fit_palette(
 
 
 def _compensated(weight: np.ndarray, moments: LayerMoments, *, pruned: bool, name: str) -> np.ndarray:
-    if not pruned:
-        return moments.refitted(weight, COMPENSATION, name)
-    matrix = moments.form.matrix(weight).astype(np.float32).copy()
-    damping = max(COMPENSATION, moments.form.columns / max(moments.count, 1))
-    for piece in moments.pieces:
-        part = matrix[:, piece.columns]
-        matrix[:, piece.columns] = refit_kept(part, piece.cross, piece.hessian, part != 0, damping=damping)
-    found = np.ascontiguousarray(moments.form.restore(matrix)).astype(weight.dtype)
-    return np.where((found == 0) & (weight != 0), weight, found)  # a 0 that is new would be taken for a pruned one
+    found = moments.refitted(weight, COMPENSATION, name, keep=weight != 0 if pruned else None)
+    # a 0 that is new would be taken for a pruned one
+    return np.where((found == 0) & (weight != 0), weight, found) if pruned else found
 
 
 def _fitted(

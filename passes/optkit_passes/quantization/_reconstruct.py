@@ -89,8 +89,9 @@ class Reconstruction:
         ``centered``: about their mean, which the bias will make up for.
         """
         form = matrix_layer(layer, stored.weight.shape)
-        if isinstance(form, str):
-            self.context.missed(layer.node, f"weights rounded to nearest: {form}")
+        if isinstance(form, str) or form.groups > 1:
+            reason = form if isinstance(form, str) else "its channels are summed in groups"
+            self.context.missed(layer.node, f"weights rounded to nearest: {reason}")
             return
         assert layer.weight is not None
         weight = layer.node.inputs[layer.weight]

@@ -42,12 +42,14 @@ class MatrixLayer:
         transposed: The weight is stored as [K, N].
         window: What a convolution reads; None for a matrix product.
         transposed_input: The product reads its input [K, T] transposed.
+        groups: Into how many equal groups the matrix's rows fall; each multiplies K columns of its own.
     """
 
     shape: tuple[int, ...]
     transposed: bool = False
     window: Window | None = None
     transposed_input: bool = False
+    groups: int = 1
 
     @property
     def columns(self) -> int:
@@ -63,7 +65,7 @@ class MatrixLayer:
         return matrix.T if self.transposed else matrix.reshape(self.shape)
 
     def rows(self, value: np.ndarray, most: int, turn: int = 0) -> np.ndarray:
-        """Return at most ``most`` rows [T, K] spread over one input, in its dtype; others with every ``turn``."""
+        """Return at most ``most`` rows [T, groups K], spread over one input; others with every ``turn``."""
         if self.window is not None:
             return _patches(value, self.window, most, turn)
         flat = value.T if self.transposed_input else value.reshape(-1, value.shape[-1])
@@ -78,9 +80,7 @@ def matrix_layer(layer: Layer, shape: tuple[int, ...]) -> MatrixLayer | str:
     if layer.axis is None:
         return "its weights are no matrix"
     if node.op_type == "Conv":
-        if (node.attributes.get_int("group", 1) or 1) != 1:
-            return "its channels are summed in groups"
-        return MatrixLayer(shape, window=_window(node, shape))
+        return MatrixLayer(shape, window=_window(node, shape), groups=node.attributes.get_int("group", 1) or 1)
     if node.op_type == "Gemm":
         return MatrixLayer(
             shape, transposed=layer.axis == 1, transposed_input=bool(node.attributes.get_int("transA", 0))
