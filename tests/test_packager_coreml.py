@@ -73,6 +73,8 @@ def test_a_package_holds_an_ml_program_and_how_to_load_it(package: Path) -> None
     text = (package / "README.md").read_text()
     assert "MLModelConfiguration" in text
     assert "ct.models.MLModel" in text
+    assert "computes floats in float16.\n" in text
+    assert "computeUnits = .cpuAndNeuralEngine" in text
     assert "| input | `image` | the same | 1 x 1 x 8 x 8 | float32 |" in text
     report = json.loads((package / "report.json").read_text())
     assert report["executions"][0]["executor"] == "MIL interpreter (not a device)"
@@ -101,7 +103,9 @@ def test_float32_is_close_and_says_that_it_never_runs_on_the_engine(tmp_path: Pa
     report = optkit.compile(MODEL, target=ANE, precision="fp32", dims=BATCH, output=tmp_path / "d")
     assert report.executions[0].fidelity.sqnr_db > 100
     assert any("never on the Neural Engine" in notice for notice in report.notices)
-    assert "which the Neural Engine does not" in (tmp_path / "d/README.md").read_text()
+    text = (tmp_path / "d/README.md").read_text()
+    assert "which the Neural Engine does not" in text
+    assert "computeUnits = .cpuAndGPU" in text
     assert "float32" in {fact.value for fact in report.facts}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
-from optkit.graph import bodies
+from optkit.graph import argument, bodies, is_constant
 from optkit.model.check_graph import schema
 from optkit.recipe import PRECISION_KEY
 
@@ -109,8 +109,19 @@ def half_form(node: ir.Node, opset: int, dtype: ir.DataType, seen: dict[str, Ext
     if operator is None:
         return f"an operator of the domain '{node.domain}', whose types are not known"
     if node.op_type in INTEGER_OPS:
-        return "its scales of integers stay in float32"
+        return _scaled(node, opset, dtype)
     return _sensitivity(node, opset, seen) or _form_by_schema(node, operator, opset, inputs, outputs, dtype)
+
+
+def _scaled(node: ir.Node, opset: int, dtype: ir.DataType) -> HalfForm | str:
+    """Return the form of a node between floats and integers: its scale has the type of the floats."""
+    forms = {"DequantizeLinear": HalfForm((1,), (0,)), "QuantizeLinear": HalfForm((0, 1), ())}
+    form = forms.get(node.op_type)
+    if form is None or not is_constant(argument(node, 1)):
+        return "its scales of integers stay in float32"
+    return (
+        form if takes(node.op_type, opset, dtype) else f"{node.op_type} of opset {opset} takes no {dtype.name.lower()}"
+    )
 
 
 def _sensitivity(node: ir.Node, opset: int, seen: dict[str, Extremes]) -> str:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 import optkit
 from optkit.errors import InputError
+from optkit.graph import is_constant
 from optkit.model.loading import graph_inputs, infer_shapes, save
 from optkit.package.contract import Artifact, Executor, Fact, Packager, Placement
 from optkit.target import Target
@@ -30,6 +31,7 @@ from optkit_targets.coreml.readme import readme
 
 ENTRY, NETWORK = "model.mlpackage", "network/model.onnx"
 FLOAT32 = "computed in float32, so never on the Neural Engine, whose time the predicted one is"
+MOVING = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 OLDEST, NEWEST = 15, 18  # iOS 15 brought ML Programs
 
 
@@ -65,13 +67,14 @@ class CoremlPackager(Packager):
         network = directory / NETWORK
         network.parent.mkdir()
         save(model, network)
+        floats = _floats(model, half=half)
         text = readme(
             model,
             chip=target.summary,
             entry=ENTRY,
             deployment=deployment,
             macos=MACOS[deployment],
-            half=half,
+            floats=floats,
             images={each.name for each in images},
             labels=bool(labels),
         )
@@ -80,7 +83,7 @@ class CoremlPackager(Packager):
         facts = (
             Fact(target.name, "made by", toolkit.name()),
             Fact(target.name, "needs", f"iOS {deployment}, {MACOS[deployment]}"),
-            Fact(target.name, "computes floats in", _floats(model, half=half)),
+            Fact(target.name, "computes floats in", " and ".join(floats) or "none"),
         )
         notices = (FLOAT32,) if model.metadata_props.get(FLOAT_KEY) == "float32" else ()
         return Artifact(directory, ENTRY, tuple(files), {}, facts=facts, notices=notices, network=NETWORK)
@@ -109,11 +112,13 @@ class CoremlPackager(Packager):
         return place(known, target)
 
 
-def _floats(model: ir.Model, *, half: bool) -> str:
+def _floats(model: ir.Model, *, half: bool) -> list[str]:
+    """Return the types of floats in which a model is computed, beyond what is moved, cast, or known before it runs."""
     if half:
-        return "float16"
-    kinds = {value.dtype.name for node in model.graph for value in node.outputs if value.dtype is not None}
-    return " and ".join(name for key, name in (("FLOAT16", "float16"), ("FLOAT", "float32")) if key in kinds) or "none"
+        return ["float16"]
+    computing = [node for node in model.graph if node.op_type not in MOVING and not all(map(is_constant, node.inputs))]
+    kinds = {value.dtype.name for node in computing for value in node.outputs if value.dtype is not None}
+    return [name for key, name in (("FLOAT16", "float16"), ("FLOAT", "float32")) if key in kinds]
 
 
 MACOS = {15: "macOS 12", 16: "macOS 13", 17: "macOS 14", 18: "macOS 15"}

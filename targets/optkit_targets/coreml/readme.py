@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -14,6 +14,16 @@ from optkit_targets.coreml.lowering.scope import identifier
 # Core ML's multi-arrays: element type in Swift and in NumPy.
 ARRAYS = {"FLOAT": ("float32", "float32"), "FLOAT16": ("float16", "float16"), "DOUBLE": ("float32", "float32")}
 INTEGERS = ("int32", "int32")
+# What is said of the types in which floats are computed.
+COMPUTING = {
+    (): "It computes no floats.",
+    ("float16",): "It computes floats in float16.",
+    (
+        "float32",
+    ): "It computes floats in float32, which the Neural Engine does not: Core ML runs it on the CPU and the GPU.",
+    ("float16", "float32"): "It computes floats in float16, but in float32 what float16 would spoil: the Neural Engine "
+    "has no float32, so that this runs beside it.",
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ def readme(
     entry: str,
     deployment: int,
     macos: str,
-    half: bool,
+    floats: Sequence[str],
     images: Collection[str] = (),
     labels: bool = False,
 ) -> str:
@@ -59,7 +69,7 @@ def readme(
         entry: The package's file name.
         deployment: The number of the iOS that it needs.
         macos: The macOS of the same year.
-        half: Whether floats are computed in float16.
+        floats: The types in which floats are computed: float16, float32, both or none.
         images: Inputs that take images.
         labels: Whether it is a classifier with labels.
     """
@@ -78,7 +88,8 @@ def readme(
         entry=entry,
         deployment=deployment,
         macos=macos,
-        half=half,
+        computing=COMPUTING[tuple(floats)],
+        engine="float16" in floats,
         inputs=inputs,
         outputs=outputs,
         labels=labels,
