@@ -1,6 +1,8 @@
 """Models compiled for the Apple Neural Engine: how close the saved package is, how small, and how long it takes.
 
     python benchmarks/apple.py SHARED [--models NAME ...] [--precisions fp32 fp16 ...] [--samples 400]
+    python benchmarks/apple.py SHARED --precisions w4a16-lut --set palettize-weights.average_bits=3.5
+    python benchmarks/apple.py SHARED --recipe examples/small_for_apple/pruned.toml --precisions w4a16-lut
 
 SHARED holds models and labelled data (docs/data.md); the extra [ane] must be installed. Every figure is of the saved
 package, run by an interpreter of MIL: not a device. *error* is the largest relative error of any output against
@@ -14,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from static_models import SUBJECTS, Subject
@@ -33,7 +36,7 @@ COLUMNS = "model | precision | of fp32 | error | SQNR, dB | metric | drop (95 %)
 
 
 def compiled(
-    shared: Path, name: str, subject: Subject, precision: str, goal: Path, samples: int
+    shared: Path, name: str, subject: Subject, precision: str, goal: Path, samples: int, **extra: Any
 ) -> tuple[Report, float]:
     """Compile a model, and return the report and the seconds it took, evaluation included."""
     start = time.perf_counter()
@@ -49,6 +52,7 @@ def compiled(
         dims=dict(subject.dims),
         fixed=dict(subject.fixed),
         gates=Gates(min_coverage=0.0),
+        **extra,
     )
     return report, time.perf_counter() - start
 
@@ -67,13 +71,13 @@ def largest_error(shared: Path, name: str, subject: Subject, goal: Path) -> floa
     return worst
 
 
-def row(shared: Path, name: str, precision: str, samples: int) -> str:
-    """Return one row of the table."""
+def row(shared: Path, name: str, precision: str, samples: int, **extra: Any) -> str:
+    """Return one row of the table; ``extra`` goes to `optkit.compile`."""
     subject = SUBJECTS[name]
     with tempfile.TemporaryDirectory() as scratch:
         goal = Path(scratch) / name
         try:
-            report, seconds = compiled(shared, name, subject, precision, goal, samples)
+            report, seconds = compiled(shared, name, subject, precision, goal, samples, **extra)
         except OptkitError as error:
             return f"{name} | {precision} | refused: {error}"
         error = largest_error(shared, name, subject, goal)
@@ -98,11 +102,16 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS))
     parser.add_argument("--samples", type=int, default=400)
+    parser.add_argument("--set", nargs="+", default=[], metavar="PASS.OPTION=VALUE")
+    parser.add_argument("--recipe", type=Path)
     wanted = parser.parse_args()
+    given = dict(text.split("=", 1) for text in wanted.set)
+    options = {name: value.split(",") if "," in value else value for name, value in given.items()}
+    extra = {"options": options, "recipe": wanted.recipe}
     print(COLUMNS)
     for name in wanted.models:
         for precision in wanted.precisions:
-            print(row(wanted.shared, name, precision, wanted.samples), flush=True)
+            print(row(wanted.shared, name, precision, wanted.samples, **extra), flush=True)
     return 0
 
 

@@ -24,6 +24,24 @@ class BiasConstant:
     index: int
     factor: float = 1.0
 
+    @property
+    def value(self) -> ir.Value:
+        """The constant."""
+        found = self.node.inputs[self.index]
+        assert found is not None
+        return found
+
+    def moved(self, change: np.ndarray) -> np.ndarray:
+        """Return the constant with a value added to every channel, [N]."""
+        held = constant(self.value)
+        assert held is not None
+        return np.asarray(held + change.astype(np.float32) / self.factor, held.dtype)
+
+    def alone(self, moved: np.ndarray) -> bool:
+        """Whether another array can take the constant's place for all that read it."""
+        bias = self.value
+        return len(bias.uses()) == 1 and bias.shape is not None and moved.shape == tuple(bias.shape.numpy())
+
     def add(self, change: np.ndarray, taken: set[str]) -> float:
         """Add a value to every channel, and return the largest; other readers of the constant keep theirs.
 
@@ -31,12 +49,8 @@ class BiasConstant:
             change: One value for each channel, [N].
             taken: The names of the model; grows.
         """
-        bias = self.node.inputs[self.index]
-        held = constant(bias)
-        assert bias is not None
-        assert held is not None
-        moved = np.asarray(held + change.astype(np.float32) / self.factor, held.dtype)
-        if len(bias.uses()) == 1 and bias.shape is not None and moved.shape == tuple(bias.shape.numpy()):
+        bias, moved = self.value, self.moved(change)
+        if self.alone(moved):
             bias.const_value = ir.tensor(moved, name=bias.name)
         elif self.node.graph is not None:
             new = add_constant(self.node.graph, f"{bias.name}_corrected", moved, taken)

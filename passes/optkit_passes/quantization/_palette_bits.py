@@ -12,16 +12,16 @@ from optkit.pipeline import Context
 from optkit.quant.walk import require_samples, spread_samples
 from optkit.session import Session
 
+from ._weight_uses import FLOATS
+
 MEASURED = 8  # calibration samples that the error of each weight is measured on
 ENTRY_BITS = 16  # of an entry of a LUT: floats of 16 bits
 
 Errors = Mapping[int, float]  # by bits
-Fit = Callable[[ir.Value, int], np.ndarray]
+Fit = Callable[[ir.Value], Mapping[int, Mapping[str, np.ndarray]]]
 
 
-def measure(
-    model: ir.Model, weights: Sequence[ir.Value], choices: Sequence[int], fit: Fit, context: Context
-) -> dict[ir.Value, Errors]:
+def measure(model: ir.Model, weights: Sequence[ir.Value], fit: Fit, context: Context) -> dict[ir.Value, Errors]:
     """Return the relative squared error of the model's outputs with each weight alone at each number of bits.
 
     Weights in bodies of control-flow nodes cannot be exchanged from outside and are not in the result.
@@ -29,8 +29,7 @@ def measure(
     Args:
         model: The model.
         weights: Its constants that will be palettized.
-        choices: Numbers of bits.
-        fit: Returns a weight with indices of so many bits.
+        fit: Returns what a weight, and other constants with it, become with each number of bits, by name.
         context: Holds the calibration samples.
 
     Raises:
@@ -39,15 +38,15 @@ def measure(
     samples = spread_samples(require_samples(context.calibration, "average_bits"), MEASURED)
     copy = model.clone()
     own = [weight for weight in weights if weight.graph is model.graph]
-    for weight in own:  # an initializer that is an input too is a default
-        copy.graph.inputs.append(copy.graph.initializers[weight.name or ""])
+    for value in copy.graph.initializers.values():  # one that is an input too is a default
+        if value.dtype in FLOATS and not value.is_graph_input():
+            copy.graph.inputs.append(value)
     session = Session(copy, optimize=True)
     expected = [_floats(session.run(sample)) for sample in samples]
     found: dict[ir.Value, Errors] = {}
     for weight in context.track(own, "Measuring sensitivity", len(own)):
         errors = {}
-        for bits in choices:
-            changed = {weight.name or "": fit(weight, bits)}
+        for bits, changed in fit(weight).items():
             outputs = (_floats(session.run({**sample, **changed})) for sample in samples)
             errors[bits] = sum(_error(*pair) for pair in zip(expected, outputs, strict=True)) / len(samples)
         found[weight] = errors

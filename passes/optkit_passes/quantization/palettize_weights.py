@@ -113,8 +113,8 @@ class PalettizeWeights(Pass):
         inputs = LayerInputs(model, context, self.name()) if moments and self.rounding == "gptq" else None
         taken, readers = names(model), _first_readers(model, weights)
         for stored, uses in context.track(list(weights.items()), "Palettizing", len(weights)):
-            seen = inputs.moments(uses) if inputs is not None and any(use.data is not None for use in uses) else None
-            bias = _bias(stored, uses[0]) if self.bias_correction and isinstance(seen, LayerMoments) else None
+            seen = self._seen(inputs, uses)
+            bias = self._bias(stored, uses[0], seen)
             palette, weighted = self._palette(stored, uses, moments, seen, bits[stored], centered=bias is not None)
             notes = []
             if moments and not weighted and any(use.data is not None for use in uses):
@@ -176,16 +176,47 @@ class PalettizeWeights(Pass):
         if self.average_bits is None:
             return found
 
-        def fitted(stored: ir.Value, bits: int) -> np.ndarray:
-            return self._palette(stored, weights[stored], moments, None, bits)[0].weight
+        inputs = LayerInputs(model, context, self.name()) if moments and self.rounding == "gptq" else None
 
-        errors = measure(model, list(weights), self.choices, fitted, context)
+        def fitted(stored: ir.Value) -> dict[int, dict[str, np.ndarray]]:
+            seen = self._seen(inputs, weights[stored])
+            return {bits: self._constants(stored, weights[stored], moments, seen, bits) for bits in self.choices}
+
+        errors = measure(model, list(weights), fitted, context)
         luts = []
         for stored in errors:
             weight, use = _weight(stored), weights[stored][0]
             luts.append(len(lut_blocks(weight, use.output_axis, self._channels(weight, use))))
         sizes = [stored.const_value.size for stored in errors if stored.const_value is not None]
         return found | dict(zip(errors, allocate(sizes, luts, list(errors.values()), self.average_bits), strict=True))
+
+    def _seen(self, inputs: LayerInputs | None, uses: list[WeightUse]) -> LayerMoments | str | None:
+        """Return the moments of what a weight's layer reads, or why there are none; None where none are wanted."""
+        return inputs.moments(uses) if inputs is not None and any(use.data is not None for use in uses) else None
+
+    def _bias(self, stored: ir.Value, use: WeightUse, seen: LayerMoments | str | None) -> BiasConstant | None:
+        """Return the bias that makes up for the mean error of the layer that uses a weight, or None."""
+        if not self.bias_correction or not isinstance(seen, LayerMoments):
+            return None
+        return bias_constant(use.node, _weight(stored).shape[use.output_axis])
+
+    def _constants(
+        self,
+        stored: ir.Value,
+        uses: list[WeightUse],
+        moments: dict[Channels, np.ndarray],
+        seen: LayerMoments | str | None,
+        bits: int,
+    ) -> dict[str, np.ndarray]:
+        """Return what a weight and its layer's bias become, by name."""
+        bias = self._bias(stored, uses[0], seen)
+        weight = self._palette(stored, uses, moments, seen, bits, centered=bias is not None)[0].weight
+        found = {stored.name or "": weight}
+        if bias is not None and isinstance(seen, LayerMoments):
+            moved = bias.moved(seen.lost(_weight(stored), weight))
+            if bias.alone(moved):
+                found[bias.value.name or ""] = moved
+        return found
 
     def _palette(
         self,
@@ -234,11 +265,6 @@ def _weight(stored: ir.Value) -> np.ndarray:
     array = constant(stored)
     assert array is not None
     return array
-
-
-def _bias(stored: ir.Value, use: WeightUse) -> BiasConstant | None:
-    """Return the bias of the layer that uses a weight, or None."""
-    return bias_constant(use.node, _weight(stored).shape[use.output_axis])
 
 
 def _first_readers(model: ir.Model, weights: Iterable[ir.Value]) -> dict[ir.Value, ir.Node]:
