@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,16 +148,21 @@ def test_the_recipe_for_one_scale_per_tensor_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "form"), [("mixed", "constexpr_lut_to_dense"), ("pruned", "constexpr_sparse_to_dense")]
+    ("choice", "form"),
+    [
+        ({"precision": "w4a16-lut", "options": {"palettize-weights.average_bits": "3.5"}}, "constexpr_lut_to_dense"),
+        ({"recipe": EXAMPLES / "small_for_apple" / "pruned.toml"}, "constexpr_sparse_to_dense"),
+    ],
+    ids=["average", "pruned"],
 )
-def test_the_recipes_for_small_apple_packages_run(recipe: str, form: str, tmp_path: Path) -> None:
+def test_the_ways_to_small_apple_packages_run(choice: dict[str, Any], form: str, tmp_path: Path) -> None:
     pytest.importorskip("coremltools")
     from optkit_targets.coreml import interpreter
 
     report = optkit.compile(
         DIGITS / "digits.onnx",
         target="apple-a17-ane",
-        recipe=EXAMPLES / "small_for_apple" / f"{recipe}.toml",
+        **choice,
         calibration=DIGITS / "calibration.npz",
         dims={"batch": 1},
         output=tmp_path / "digits",

@@ -74,7 +74,7 @@ class PalettizeWeights(Pass):
 
     bits: int = Field(default=4, ge=1, le=8)
     average_bits: float | None = Field(default=None, gt=0, le=8)
-    choices: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(default=(2, 3, 4, 6), min_length=1)
+    choices: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(default=(2, 3, 4, 6, 8), min_length=1)
     channels_per_lut: int = Field(default=0, ge=0)
     even: bool = False
     weighted: bool = True
