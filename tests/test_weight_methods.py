@@ -61,6 +61,42 @@ def test_wide_inputs_are_fitted_in_pieces(options: dict[str, Any], monkeypatch: 
     assert found["whole"] != found["pieces"] > found["nearest"] + 1
 
 
+CONVOLUTIONS = {
+    "3x3": ((24, 12, 3, 3), ""),
+    "1x1": ((48, 24, 1, 1), ""),
+    "depthwise": ((24, 1, 3, 3), "<group = 24>"),
+    "in two groups, strided": ((24, 12, 3, 3), "<group = 2, strides = [2, 2], pads = [1, 1, 1, 1]>"),
+}
+
+
+@pytest.mark.parametrize(
+    "options", [{"bits": 4, "block_size": 8}, {"bits": 4, "block_size": 0}], ids=["blocks", "channels"]
+)
+@pytest.mark.parametrize("form", CONVOLUTIONS)
+def test_convolutions_are_fitted_and_their_biases_corrected(form: str, options: dict[str, Any]) -> None:
+    shape, attributes = CONVOLUTIONS[form]
+    channels = 24 if "group" in attributes else shape[1]
+    text = (
+        f"(float[1,{channels},9,9] x) => (float[1,{shape[0]},h,w] y) {{ a = Conv {attributes} (x, w, b) y = Relu (a) }}"
+    )
+    before = build(text, w=random(*shape), b=random(shape[0], seed=1))
+    generator = np.random.default_rng(0)
+    mix = generator.standard_normal((channels, channels)) * np.geomspace(2, 0.1, channels)
+    smooth = generator.standard_normal((48, channels, 11, 11)).cumsum(axis=2).cumsum(axis=3)[..., 2:, 2:]
+    samples = [{"x": (1 + np.einsum("chw,dc->dhw", each, mix))[None].astype(np.float32)} for each in smooth]
+    found, given = {}, {}
+    for method in ("rtn", "gptq"):
+        model = before.clone()
+        context = quantize(
+            model, Samples(samples[:32]), method=method, min_elements=0, form="DequantizeLinear", **options
+        )
+        given[method] = [r.message for r in context.remarks if r.kind == "applied"]
+        found[method] = compare(run_samples(before, samples[32:]), run_samples(model, samples[32:])).sqnr_db
+    assert found["gptq"] > found["rtn"] + 1
+    assert [any("bias corrected" in message for message in messages) for messages in given.values()] == [False, True]
+    assert any("by gptq" in message for message in given["gptq"])
+
+
 NORMED = """(float[3,7,64] x) => (float[3,7,16] y) {{
   n = {norm}  a = MatMul (n, w)  b = MatMul (n, v)  y = Mul (a, b)
 }}"""

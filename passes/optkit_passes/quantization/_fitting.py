@@ -78,10 +78,10 @@ class Fitting:
         """
         importance = np.concatenate([np.diag(piece.hessian) for piece in moments]) if moments else None
         if self.method != "gptq" or not moments:
-            return self._nearest(rows, importance, name)
+            return self.nearest(rows, importance, name)
         if len(moments) == 1:
             return self._together(rows, moments[0], name)
-        params = self._nearest(rows, importance, name).params
+        params = self.nearest(rows, importance, name).params
         if self.block_size and not any(piece.columns.start % self.block_size for piece in moments):
             alike = replace(self, symmetric=params.grid.symmetric)
             return _beside([alike._together(rows[:, piece.columns], piece, name) for piece in moments])
@@ -93,13 +93,13 @@ class Fitting:
         few = moments.count < PLENTY * rows.shape[1]
         if self.compensation:
             rows = self._compensated(rows, moments, name, doubt=few)
-        params = self._nearest(rows, np.diag(hessian), name).params
+        params = self.nearest(rows, np.diag(hessian), name).params
         if few:
             hessian = _without(hessian, self._uncertain(rows, params, moments))
         fitted = self._fitted(rows, hessian, params, name)
         if self.bits > MANY_STEPS or few:
             return fitted
-        wide = replace(self, method="minmax")._nearest(rows, np.diag(hessian), name).params
+        wide = replace(self, method="minmax").nearest(rows, np.diag(hessian), name).params
         return min(fitted, self._fitted(rows, hessian, wide, name), key=lambda each: _error(rows, hessian, each))
 
     def _piece(self, rows: np.ndarray, params: QuantParams, moments: Moments, name: str) -> np.ndarray:
@@ -113,17 +113,17 @@ class Fitting:
         if self.compensation:
             part = self._compensated(part, moments, name, doubt=True)
         share = self._uncertain(part, params, moments) if moments.count < PLENTY * rows.shape[1] else 0.0
-        return self._gptq(part, _without(moments.hessian, share), params)
+        return self.gptq(part, _without(moments.hessian, share), params)
 
     def _fitted(self, rows: np.ndarray, hessian: np.ndarray, params: QuantParams, name: str) -> Integers:
         """Return what GPTQ finds from given scales, and the scales that suit it."""
-        values = self._gptq(rows, hessian, params)
+        values = self.gptq(rows, hessian, params)
         params = fit_scales(rows, hessian, values, params, damping=self.damping, name=name)
         return Integers(values, self._stored(params))
 
     def rounded(self, rows: np.ndarray) -> np.ndarray:
         """Return rows float32 [N, K] as they are after rounding to nearest."""
-        found = self._nearest(rows, None, "")
+        found = self.nearest(rows, None, "")
         return dequantize(found.values, found.params)
 
     def _compensated(self, rows: np.ndarray, moments: Moments, name: str, *, doubt: bool) -> np.ndarray:
@@ -143,7 +143,7 @@ class Fitting:
             return rows
         return refit(rows, moments.crossed.sum(axis=0), moments.hessian, damping=damping, name=name)
 
-    def _nearest(self, rows: np.ndarray, importance: np.ndarray | None, name: str) -> Integers:
+    def nearest(self, rows: np.ndarray, importance: np.ndarray | None, name: str) -> Integers:
         """Round to nearest with the zero points that the options ask for, or whose error is smaller.
 
         Args:
@@ -189,7 +189,8 @@ class Fitting:
         smallest = np.copysign(np.finfo(np.float16).smallest_subnormal, params.scale)
         return replace(params, scale=np.where(half == 0, smallest, half).astype(np.float32))
 
-    def _gptq(self, rows: np.ndarray, hessian: np.ndarray, params: QuantParams) -> np.ndarray:
+    def gptq(self, rows: np.ndarray, hessian: np.ndarray, params: QuantParams) -> np.ndarray:
+        """Return integers chosen together, the columns with the largest inputs first where that is asked for."""
         return gptq(rows, hessian, params, act_order=self.act_order, damping=self.damping)
 
     def _uncertain(self, rows: np.ndarray, params: QuantParams, moments: Moments) -> float:
@@ -204,7 +205,7 @@ class Fitting:
         for share in SHARES:
             for fit, judge in (moments.halves, moments.halves[::-1]):
                 alone = share == 1.0  # without correlations, GPTQ is rounding to nearest
-                values = quantize(rows[::step], some) if alone else self._gptq(rows[::step], _without(fit, share), some)
+                values = quantize(rows[::step], some) if alone else self.gptq(rows[::step], _without(fit, share), some)
                 error = dequantize(values, some).astype(np.float64) - rows[::step]
                 errors[share] += float(((error @ judge) * error).sum())
         return min(SHARES, key=errors.__getitem__)

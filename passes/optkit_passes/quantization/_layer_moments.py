@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -18,9 +19,11 @@ from ._layers import describe
 from ._rows import MatrixLayer, matrix_layer
 from ._weight_uses import WeightUse
 
-SAMPLES = 32  # that walk along
-ROWS_PER_COLUMN = 8  # inputs gathered for every weight of a row
-FEWEST_ROWS = 4096  # and at least so many, where there are
+SAMPLES = 64  # that walk along at most
+FEWEST = 8  # and at least, however large they are
+HELD_BYTES = 1 << 29  # what they may hold: a layer's input and output, in both models
+ROWS_PER_COLUMN = 16  # inputs gathered for every weight of a row
+FEWEST_ROWS = 16384  # and at least so many, where there are: small layers fit too well to few of them
 ROUNDED = 1e-6  # error of a sum in float32, of the sum
 MOST_COLUMNS = 1024  # whose correlations are gathered together; those of wider inputs are cut into such pieces
 
@@ -137,7 +140,8 @@ class LayerInputs:
 
     def __init__(self, model: ir.Model, context: Context, name: str) -> None:
         original = model.clone()
-        samples = spread_samples(require_samples(context.calibration, name), SAMPLES)
+        count = min(SAMPLES, max(FEWEST, HELD_BYTES // (4 * 4 * _largest(model))))
+        samples = spread_samples(require_samples(context.calibration, name), count)
         self._graph = model.graph
         self._twins = dict(zip(model.graph, original.graph, strict=True))
         self._walks = Walk(original, samples, optimize=True, name=name), Walk(model, samples, optimize=True, name=name)
@@ -172,6 +176,12 @@ class LayerInputs:
         if not count:
             return "no calibration sample reaches it"
         return LayerMoments(form, tuple(_gathered(form, pairs, count)), count)
+
+
+def _largest(model: ir.Model) -> int:
+    """Return the number of elements of the largest tensor between nodes, dimensions that are not known taken for 1."""
+    shapes = [value.shape for node in model.graph for value in node.outputs if value.shape is not None]
+    return max((math.prod(dim for dim in shape if isinstance(dim, int)) for shape in shapes), default=1) or 1
 
 
 def _most(columns: int, inputs: int) -> int:

@@ -88,11 +88,9 @@ class Observer:
         return found
 
     def _read(self, weights: Weights) -> ir.Value | None:
-        """Return the input to observe: of the main graph, and of no table, whose integers are needed before."""
+        """Return the input of a product to observe: of the main graph, and of no table, which is needed before."""
         first = weights.uses[0]
-        if first.node.graph is not self.main or weights.is_table:
-            return None
-        if weights.is_convolution and not is_pointwise(weights):
+        if first.node.graph is not self.main or weights.is_table or weights.is_convolution:
             return None
         return first.node.inputs[0]
 
@@ -124,18 +122,7 @@ def _empty(columns: int) -> list[Moments]:
     return pieces
 
 
-def is_pointwise(weights: Weights) -> bool:
-    """Whether a convolution is a matrix product: a kernel of one element, one group, no padding, every position."""
-    attributes = weights.uses[0].node.attributes
-    ones = all(dim == 1 for dim in weights.array.shape[2:])
-    plain = ("group" not in attributes or attributes["group"].as_int() == 1) and "auto_pad" not in attributes
-    still = all(not any(attributes[name].as_ints()) for name in ("pads",) if name in attributes)
-    return ones and plain and still
-
-
 def _summed_axis(node: ir.Node) -> int:
-    if node.op_type == "Conv":
-        return 1
     return 0 if "transA" in node.attributes and node.attributes["transA"].as_int() else -1
 
 
