@@ -35,6 +35,7 @@ from optkit.quant.palette import palette_of
 from optkit.session import run_samples
 from optkit.target import load_target
 from optkit_targets.coreml import interpreter, packager, program, toolkit
+from optkit_targets.coreml.deployment import NEWEST, OLDEST
 from optkit_targets.coreml.lowering.scope import identifier
 from real_models import REAL_MODELS, STATIC_DIMS, located
 
@@ -74,7 +75,7 @@ def _cut(sample: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]) 
 
 def packaged(model: ir.Model, folder: Path, deployment: int | None = None) -> Path:
     """Return the saved package of a model, computed in float16."""
-    tried = range(packager.OLDEST, packager.NEWEST + 1) if deployment is None else range(deployment, deployment + 1)
+    tried = range(OLDEST, NEWEST + 1) if deployment is None else range(deployment, deployment + 1)
     number, made = packager._lowered(model, tried, ())
     return program.save(made, number, folder, half=True)
 

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowering_runs import check, executed
+from lowering_runs import check, executed, operations
 from optkit.dataset.samples import random_samples
 from optkit.graph import names, opset
 from optkit.model.loading import load, load_text
 from optkit.pipeline import Context, Pipeline
 from optkit.quant.palette import Palette, palette_of, write_palette
 from optkit.session import Session
+from optkit.target import load_target
 from optkit_targets.coreml import toolkit
 from optkit_targets.coreml.legalize.channels_first import carried_array, carried_axis, carried_shape, whole
 from optkit_targets.coreml.program import lower, save
@@ -81,6 +82,31 @@ def test_transformers_keep_their_outputs_in_a_package(make: Callable[[int], ir.M
     wanted, got = original.run(sample), executed(model, sample)
     for name, array in wanted.items():
         assert np.abs(got[name] - array).max() <= 1e-4 * max(np.abs(array).max(), 1), name
+
+
+@pytest.mark.parametrize("make", [encoder, decoder_step])
+def test_attention_becomes_one_operator_of_ios_18(make: Callable[[int], ir.Model]) -> None:
+    model, original = make(1), Session(make(1))
+    count = op_types(model)["Softmax"]
+    run(model, create("raise-opset", opset=23), create("fuse-attention"), samples=1)
+    shape_for_the_engine(model)
+    assert count > 0
+    assert op_types(model)["Attention"] == operations(model).count("scaled_dot_product_attention") == count
+    assert op_types(model)["Softmax"] == 0
+    sample = random_samples(model, 1)[0]
+    wanted, got = original.run(sample), executed(model, sample)
+    for name, array in wanted.items():
+        assert np.abs(got[name] - array).max() <= 1e-4 * max(np.abs(array).max(), 1), name
+
+
+@pytest.mark.parametrize(("wanted", "count"), [("", 0), ("iOS17", 0), ("iOS18", 1)])
+def test_one_operator_for_attention_must_be_asked_for(wanted: str, count: int) -> None:
+    target = load_target("apple-a17-ane")
+    target = target.model_copy(update={"options": {**target.options, "deployment_target": wanted}})
+    model, context = encoder(1), Context(target=target)
+    Pipeline([create("raise-opset", opset=23), create("fuse-attention")]).run(model, context)
+    assert op_types(model)["Attention"] == count
+    assert any("from iOS 18 on" in remark.message for remark in context.remarks) == (not count)
 
 
 def test_an_encoder_keeps_a_transpose_at_its_entry_and_one_for_the_keys_of_each_layer() -> None:

@@ -8,7 +8,6 @@ network/model.onnx         the same network as ONNX, to look into
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from optkit.model.loading import graph_inputs, infer_shapes, save
 from optkit.package.contract import Artifact, Executor, Fact, Packager, Placement
 from optkit.target import Target
 from optkit_targets.coreml import program, toolkit
+from optkit_targets.coreml.deployment import MACOS, deployments
 from optkit_targets.coreml.executors import Interpreted
 from optkit_targets.coreml.features import FlexibleDim, ImageInput, flexible_shape
 from optkit_targets.coreml.legalize.keep_float32 import FLOAT_KEY
@@ -32,7 +32,6 @@ from optkit_targets.coreml.readme import readme
 ENTRY, NETWORK = "model.mlpackage", "network/model.onnx"
 FLOAT32 = "computed in float32, so never on the Neural Engine, whose time the predicted one is"
 MOVING = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
-OLDEST, NEWEST = 15, 18  # iOS 15 brought ML Programs
 
 
 class CoremlPackager(Packager):
@@ -119,26 +118,6 @@ def _floats(model: ir.Model, *, half: bool) -> list[str]:
     computing = [node for node in model.graph if node.op_type not in MOVING and not all(map(is_constant, node.inputs))]
     kinds = {value.dtype.name for node in computing for value in node.outputs if value.dtype is not None}
     return [name for key, name in (("FLOAT16", "float16"), ("FLOAT", "float32")) if key in kinds]
-
-
-MACOS = {15: "macOS 12", 16: "macOS 13", 17: "macOS 14", 18: "macOS 15"}
-
-
-def deployments(target: Target) -> range:
-    """Return the deployment targets to try, oldest first: one where the user names it.
-
-    Raises:
-        InputError: The name is none of iOS15 to iOS18.
-    """
-    wanted = target.options.get("deployment_target")
-    if not wanted:
-        return range(OLDEST, NEWEST + 1)
-    found = re.fullmatch(r"(?:iOS)?(\d+)", str(wanted), re.IGNORECASE)
-    number = int(found.group(1)) if found else 0
-    if not OLDEST <= number <= NEWEST:
-        known = ", ".join(f"iOS{number}" for number in range(OLDEST, NEWEST + 1))
-        raise InputError(f"no deployment target '{wanted}'", hint=f"known: {known}")
-    return range(number, number + 1)
 
 
 def _metadata(model: ir.Model) -> dict[str, str]:

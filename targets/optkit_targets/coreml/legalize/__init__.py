@@ -3,6 +3,7 @@
 Where a transformer goes, in this order:
 
 * `avoid-fallbacks`: forms that placement leaves to the CPU, where others mean the same.
+* `fuse-attention`: one operator for attention, where a system that has it is asked for.
 * `convert-linear-to-conv`: linear layers and what lies between them in the engine's layout, ``[B, C, 1, S]``.
 * `split-attention-heads`: attention of that layout, head by head.
 
