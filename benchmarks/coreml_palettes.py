@@ -76,7 +76,7 @@ def _cut(sample: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]) 
 def packaged(model: ir.Model, folder: Path, deployment: int | None = None) -> Path:
     """Return the saved package of a model, computed in float16."""
     tried = range(OLDEST, NEWEST + 1) if deployment is None else range(deployment, deployment + 1)
-    number, made = packager._lowered(model, tried, ())
+    number, made = packager.lowered(model, tried, ())
     return program.save(made, number, folder, half=True)
 
 

@@ -21,8 +21,9 @@ from optkit.session import run_samples
 from optkit.target import load_target
 from optkit_passes.quantization.palettize_weights import PalettizeWeights
 from optkit_targets.coreml import interpreter, program
+from optkit_targets.coreml.deployment import NEWEST, OLDEST
 from optkit_targets.coreml.interpreter import Weight
-from optkit_targets.coreml.packager import NEWEST, OLDEST, _lowered
+from optkit_targets.coreml.packager import lowered
 from quantizing import build, inputs_of, random
 
 HALF = 2e-3  # relative: rounding to float16 on the way
@@ -51,7 +52,7 @@ def stored(model: ir.Model, tried: Sequence[int] = range(OLDEST, NEWEST + 1)) ->
     """Return the deployment target, the weights, the largest relative error against onnxruntime, and the bytes."""
     samples = samples_of(model, 2)
     expected = run_samples(model, samples)
-    deployment, made = _lowered(model, tried, ())
+    deployment, made = lowered(model, tried, ())
     with tempfile.TemporaryDirectory() as folder:
         package = program.save(made, deployment, Path(folder) / "model.mlpackage", half=True)
         loaded = interpreter.load(package)
@@ -108,7 +109,7 @@ def test_every_precision_is_stored_in_its_own_form(precision: str, form: str, bi
 def test_activations_are_quantized_by_core_mls_own_operations() -> None:
     model = at("w8a8", build("(float[4,64] x) => (float[4,64] y) { m = MatMul (x, u) r = Relu (m) y = MatMul (r, v) }",
                              u=WEIGHTS["u"], v=WEIGHTS["v"]))  # fmt: skip
-    deployment, made = _lowered(model, range(OLDEST, NEWEST + 1), ())
+    deployment, made = lowered(model, range(OLDEST, NEWEST + 1), ())
     types = [operation.op_type for operation in made.functions["main"].operations]
     assert deployment == 17
     assert types.count("quantize") == types.count("dequantize") >= 2

@@ -48,7 +48,7 @@ class CoremlPackager(Packager):
             MissingDependencyError: coremltools is not installed.
         """
         flexible = [FlexibleDim.parse(text) for text in target.options.get("flexible", ())]
-        deployment, made = _lowered(model, deployments(target), flexible)
+        deployment, made = lowered(model, deployments(target), flexible)
         half = _halved(model)
         images = [ImageInput.parse(text) for text in target.options.get("image", ())]
         labels = read_labels(target.options.get("class_labels"))
@@ -136,7 +136,7 @@ def _halved(model: ir.Model) -> bool:
     return not typed and model.metadata_props.get(FLOAT_KEY) != "float32"
 
 
-def _lowered(model: ir.Model, tried: Sequence[int], flexible: Sequence[FlexibleDim]) -> tuple[int, Any]:
+def lowered(model: ir.Model, tried: Sequence[int], flexible: Sequence[FlexibleDim]) -> tuple[int, Any]:
     """Return the program for the first deployment target that has every form it needs.
 
     Raises:
