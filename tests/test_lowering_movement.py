@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowering_runs import check, executed, integers, numbers, operations, text
-from optkit.errors import InputError
+from optkit.errors import GateError, OptkitError
 from optkit_targets.coreml.lowering.shaping import joined, moves
 from optkit_targets.coreml.program import lower, save
 
@@ -22,7 +22,7 @@ def ints(*values: int) -> np.ndarray:
 
 
 def refusal(model, deployment: int = 18) -> str:
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(OptkitError) as caught:
         operations(model, deployment)
     return str(caught.value)
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from optkit.errors import GateError, InputError
+from optkit.errors import GateError, InputError, OptkitError
 from optkit.graph import opset
 from optkit.model.loading import graph_inputs
 from optkit_targets.coreml import toolkit
 from optkit_targets.coreml.features import FlexibleDim, ImageInput, Shape, check_labels, flexible_shape, tensor_type
-from optkit_targets.coreml.lowering.scope import MAX_RANK, CannotLower, Scope, identifier
+from optkit_targets.coreml.lowering.scope import MAX_RANK, CannotLower, NoLowering, Scope, identifier
 from optkit_targets.coreml.lowering.table import lacking, operator, table
 
 NAMED = 5  # nodes that an error names
@@ -39,7 +39,7 @@ def lower(model: ir.Model, deployment: int, flexible: Sequence[FlexibleDim] = ()
         settle: Whether weights may take a wider form where only a later deployment target has the narrow one.
 
     Raises:
-        GateError: An operator has no lowering; its nodes are named.
+        GateError: An operator has no lowering; its nodes are named, with the reason where there is one.
         InputError: A node has a form that MIL lacks; every such node is named.
         MissingDependencyError: coremltools is not installed.
     """
@@ -57,6 +57,7 @@ def lower(model: ir.Model, deployment: int, flexible: Sequence[FlexibleDim] = ()
         for value in graph_inputs(model)
     }
     refused: list[str] = []
+    failure: type[OptkitError] = InputError
     lost: set[ir.Value | None] = set()
     with mil.Function(inputs, opset_version=target) as function:
         for value, name in zip(graph_inputs(model), inputs, strict=True):
@@ -69,6 +70,7 @@ def lower(model: ir.Model, deployment: int, flexible: Sequence[FlexibleDim] = ()
                 scope.bind(node, known[operator(node)](scope, node))
             except CannotLower as error:
                 refused.append(f"{node.name} ({node.op_type}): {error}")
+                failure = GateError if isinstance(error, NoLowering) else failure
                 lost.update(node.outputs)
         outputs = []
         for value in model.graph.outputs:
@@ -77,7 +79,7 @@ def lower(model: ir.Model, deployment: int, flexible: Sequence[FlexibleDim] = ()
             except CannotLower as error:
                 refused.append(f"output '{value.name}': {error}")
         if refused:
-            raise InputError(f"the model has forms that Core ML's MIL does not have: {'; '.join(refused)}")
+            raise failure(f"the model has forms that Core ML's MIL does not have: {'; '.join(refused)}")
         function.set_outputs(outputs)
     program.add_function("main", function)
     return program

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from optkit_targets.coreml.lowering.scope import CannotLower, Scope
+from optkit_targets.coreml.lowering.scope import NoLowering, Scope
 from optkit_targets.coreml.lowering.table import lowers
 
 REASONS = {
@@ -21,4 +21,4 @@ REASONS = {
 @lowers(*REASONS)
 def refuse(scope: Scope, node: ir.Node) -> Any:
     """Refuse what values decide at run time."""
-    raise CannotLower(REASONS[node.op_type])
+    raise NoLowering(REASONS[node.op_type])

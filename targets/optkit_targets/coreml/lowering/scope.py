@@ -35,6 +35,10 @@ class CannotLower(Exception):  # noqa: N818  # a refusal with its reason, not an
     """A node has a form that MIL, or the deployment target, does not have."""
 
 
+class NoLowering(CannotLower):
+    """A node's operator has no lowering in any form, whatever else is in the model."""
+
+
 @dataclass(frozen=True)
 class Folded:
     """A tensor with more axes than MIL has, held in fewer: the same elements in the same order.
