@@ -11,9 +11,7 @@ from optkit.quant.palette import Palette
 from ._layer_moments import LayerMoments
 
 PRUNED = 0.1  # share of weights that are exactly 0 from which on they are taken for pruned: chance makes fewer
-# How firmly a weight of a product is held while it makes up for earlier layers, as in quantize-weights, and one of a
-# convolution.
-COMPENSATION, OF_CONVOLUTIONS = 0.1, 0.3
+COMPENSATION = 0.1  # how firmly a weight is held while it makes up for earlier layers, as in quantize-weights
 MOST_FITTED = 17  # entries: more lie so close that fitting them to the indices gains nothing
 FARTHEST = 4  # times the channels asked for that an even share of them may differ
 ROUNDS = 2  # of rounding together, each followed by fitting the entries
@@ -83,8 +81,7 @@ def fit_palette(
 
 
 def _compensated(weight: np.ndarray, moments: LayerMoments, *, pruned: bool, name: str) -> np.ndarray:
-    firmness = COMPENSATION if moments.form.window is None else OF_CONVOLUTIONS
-    found = moments.refitted(weight, firmness, name, keep=weight != 0 if pruned else None)
+    found = moments.refitted(weight, COMPENSATION, name, keep=weight != 0 if pruned else None)
     # a 0 that is new would be taken for a pruned one
     return np.where((found == 0) & (weight != 0), weight, found) if pruned else found
 
