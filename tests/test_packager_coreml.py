@@ -109,6 +109,22 @@ def test_float32_is_close_and_says_that_it_never_runs_on_the_engine(tmp_path: Pa
     assert "float32" in {fact.value for fact in report.facts}
 
 
+@pytest.mark.parametrize(("precision", "form"), [("w4a16", "blockwise_shift_scale"), ("w8a16", "affine_dequantize")])
+def test_weights_keep_their_form_where_types_were_left_out(precision: str, form: str, tmp_path: Path) -> None:
+    report = optkit.compile(
+        MODEL,
+        target=ANE,
+        precision=precision,
+        calibration=CALIBRATION,
+        dims=BATCH,
+        options={"prune-metadata.min_share": 0.0, "quantize-weights.min_elements": 0},
+        output=tmp_path / "d",
+    )
+    assert report.executions[0].fidelity.sqnr_db > 10
+    weights = interpreter.load(tmp_path / "d/model.mlpackage").weights()
+    assert f"constexpr_{form}" in {weight.op_type for weight in weights}
+
+
 def test_names_that_mil_does_not_allow_are_replaced_and_told(tmp_path: Path) -> None:
     save(load_text(NAMES), tmp_path / "names.onnx")
     goal = tmp_path / "out"

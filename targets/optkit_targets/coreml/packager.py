@@ -48,8 +48,9 @@ class CoremlPackager(Packager):
             MissingDependencyError: coremltools is not installed.
         """
         flexible = [FlexibleDim.parse(text) for text in target.options.get("flexible", ())]
-        deployment, made = lowered(model, deployments(target), flexible)
-        half = _halved(model)
+        known = _typed(model)
+        deployment, made = lowered(known, deployments(target), flexible)
+        half = _halved(known)
         images = [ImageInput.parse(text) for text in target.options.get("image", ())]
         labels = read_labels(target.options.get("class_labels"))
         shapes = {identifier(value.name or ""): flexible_shape(value, flexible) for value in graph_inputs(model)}
@@ -66,7 +67,7 @@ class CoremlPackager(Packager):
         network = directory / NETWORK
         network.parent.mkdir()
         save(model, network)
-        floats = _floats(model, half=half)
+        floats = _floats(known, half=half)
         text = readme(
             model,
             chip=target.summary,
@@ -106,9 +107,21 @@ class CoremlPackager(Packager):
 
     def placement(self, model: ir.Model, target: Target) -> list[Placement]:
         """Return where Core ML is likely to run each node, by rules with their sources."""
-        known = model.clone()
-        infer_shapes(known)  # a pruned file has none, and without them no node can be placed
-        return place(known, target)
+        return place(_typed(model), target)
+
+
+def _typed(model: ir.Model) -> ir.Model:
+    """Return a model in which values have the types and shapes that a pruned one leaves out."""
+    known = model.clone()
+    for graph in known.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None and value.type is None:
+                value.type, value.shape = (
+                    ir.TensorType(value.const_value.dtype),
+                    ir.Shape(value.const_value.shape.numpy()),
+                )
+    infer_shapes(known)
+    return known
 
 
 def _floats(model: ir.Model, *, half: bool) -> list[str]:
@@ -129,10 +142,8 @@ def _metadata(model: ir.Model) -> dict[str, str]:
 
 def _halved(model: ir.Model) -> bool:
     """Whether coremltools is to turn every float into float16: not where the passes decided on types themselves."""
-    # a pruned file has no types of values: those of its constants are there still
-    kinds = [value.dtype for node in model.graph for value in node.outputs]
-    kinds += [value.const_value.dtype for value in model.graph.initializers.values() if value.const_value is not None]
-    typed = ir.DataType.FLOAT16 in kinds
+    values = [*model.graph.initializers.values(), *(value for node in model.graph for value in node.outputs)]
+    typed = any(value.dtype == ir.DataType.FLOAT16 for value in values)
     return not typed and model.metadata_props.get(FLOAT_KEY) != "float32"
 
 

@@ -292,7 +292,10 @@ def _even_blocks(node: ir.Node, shape: Sequence[int], parts: Sequence[int]) -> t
 def _kind(node: ir.Node) -> tuple[type[np.generic], int] | None:
     """Return the type that holds a node's integers and their bits, or None where Core ML stores no such weights."""
     value = node.inputs[0]
-    name = "" if value is None or value.dtype is None else value.dtype.name
+    turned = None if value is None else value.producer()
+    value = value if turned is None else turned.inputs[0]
+    # a pruned model has no types but those of its constants
+    name = "" if value is None or value.const_value is None else value.const_value.dtype.name
     return {"INT8": (np.int8, 8), "UINT8": (np.uint8, 8), "INT4": (np.int8, 4), "UINT4": (np.uint8, 4)}.get(name)
 
 
