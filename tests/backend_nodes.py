@@ -21,7 +21,7 @@ import onnx
 import onnx.compose
 import onnx_ir as ir
 
-from optkit.errors import InputError
+from optkit.errors import GateError, InputError
 from optkit.model.loading import load
 from optkit.pipeline import Context, Pipeline
 from optkit.plugins import pass_class
@@ -136,7 +136,7 @@ def prepared(case: Any, deployment: int = DEPLOYMENT) -> Ready | Outcome:
         model = with_constants(case.model, arrays, count)
         try:
             lowered(model, deployment)
-        except (InputError, CannotLower) as error:
+        except (GateError, InputError, CannotLower) as error:
             reason = str(error)
         except Exception as error:
             return Outcome(case.name, "failed", described(error))
