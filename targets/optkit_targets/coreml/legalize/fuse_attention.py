@@ -9,9 +9,8 @@ import onnx_ir as ir
 
 from optkit import Context, Effect, Pass
 from optkit.graph import names, opset, static_shape
-from optkit.model.loading import infer_shapes
 from optkit_targets.coreml.deployment import deployments
-from optkit_targets.coreml.legalize.attention_parts import AXES, SWAPPED, Attention, Heads, attention_of
+from optkit_targets.coreml.legalize.attention_parts import AXES, SWAPPED, Attention, Heads, rewrite_attention
 from optkit_targets.coreml.legalize.writing import Writer
 from optkit_targets.rewriting import RefusedError
 
@@ -34,25 +33,15 @@ class FuseAttention(Pass):
 
     def run(self, model: ir.Model, context: Context) -> None:
         """Look for every Softmax of scores, bodies included."""
-        taken, version, changed = names(model), opset(model), False
+        taken, version = names(model), opset(model)
         wanted = context.target is None or deployments(context.target).start >= NATIVE
-        for graph in list(model.graphs()):
-            for node in list(graph):
-                if (node.domain, node.op_type) != ("", "Softmax") or node.graph is not graph:
-                    continue
-                try:
-                    found = attention_of(node, version)
-                    if found is None:
-                        continue
-                    _check(found, version, wanted=wanted)
-                    _fuse(found, Writer(found.product, taken, version))
-                except RefusedError as reason:
-                    context.missed(node, str(reason))
-                    continue
-                context.applied(node, f"attention of {found.shape[1]} heads as one operator")
-                changed = True
-        if changed:
-            infer_shapes(model)
+
+        def fuse(found: Attention) -> str:
+            _check(found, version, wanted=wanted)
+            _fuse(found, Writer(found.product, taken, version))
+            return f"attention of {found.shape[1]} heads as one operator"
+
+        rewrite_attention(model, context, fuse)
 
 
 def _check(found: Attention, version: int, *, wanted: bool) -> None:

@@ -11,8 +11,7 @@ from pydantic import Field
 
 from optkit import Context, Effect, Pass
 from optkit.graph import constant, names, opset, static_shape
-from optkit.model.loading import infer_shapes
-from optkit_targets.coreml.legalize.attention_parts import AXES, SWAPPED, Attention, Heads, attention_of
+from optkit_targets.coreml.legalize.attention_parts import AXES, SWAPPED, Attention, Heads, rewrite_attention
 from optkit_targets.coreml.legalize.writing import Writer
 from optkit_targets.rewriting import RefusedError
 
@@ -46,25 +45,15 @@ class SplitAttentionHeads(Pass):
 
     def run(self, model: ir.Model, context: Context) -> None:
         """Look for every Softmax of scores, bodies included."""
-        taken, version, changed = names(model), opset(model), False
+        taken, version = names(model), opset(model)
         masks: Masks = {}
-        for graph in list(model.graphs()):
-            for node in list(graph):
-                if (node.domain, node.op_type) != ("", "Softmax") or node.graph is not graph:
-                    continue
-                try:
-                    found = attention_of(node, version)
-                    if found is None:
-                        continue
-                    self._check(found, version)
-                    _split(found, masks, taken, version)
-                except RefusedError as reason:
-                    context.missed(node, str(reason))
-                    continue
-                context.applied(node, f"{found.shape[1]} heads, each a product of its own over channels")
-                changed = True
-        if changed:
-            infer_shapes(model)
+
+        def split(found: Attention) -> str:
+            self._check(found, version)
+            _split(found, masks, taken, version)
+            return f"{found.shape[1]} heads, each a product of its own over channels"
+
+        rewrite_attention(model, context, split)
 
     def _check(self, found: Attention, version: int) -> None:
         _, heads, queries, _ = found.shape
