@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +31,7 @@ def fit_convolution(weights: Weights, fitting: Fitting, moments: LayerMoments, *
     form = moments.form
     matrix, scales, zeros = form.matrix(goal), form.matrix(scale), form.matrix(zero)
     found = np.empty(matrix.shape, nearest.params.grid.dtype)
-    for own, hessian in _parts(moments, len(matrix)):
+    for own, _, hessian in moments.parts(len(matrix)):
         alone = replace(nearest.params, scale=scales[own], zero_point=zeros[own], granularity=PerBlock(1, 1))
         found[own] = fitting.gptq(matrix[own], hessian, alone)
     values = _rows(weights, form.restore(found), fitting)
@@ -62,11 +61,3 @@ def _elements(weights: Weights, integers: Integers, values: np.ndarray) -> np.nd
     shape = integers.values.shape
     every = np.broadcast_to(spread(values, shape, integers.params.granularity), shape)
     return weights.stored(every) if _by_block(integers.params) else every.reshape(weights.array.shape)
-
-
-def _parts(moments: LayerMoments, rows: int) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
-    """Yield the parts of the layer's matrix whose inputs were seen together, with the Hessian of each."""
-    for piece in moments.pieces:
-        step = rows // len(piece.hessian)
-        for group, hessian in enumerate(piece.hessian):
-            yield (slice(group * step, (group + 1) * step), piece.columns), hessian

@@ -94,15 +94,19 @@ class LayerMoments:
         matrix = self.form.matrix(weight).astype(np.float32).copy()
         kept = None if keep is None else self.form.matrix(keep)
         damping = max(damping, self.form.columns / self.count)
-        for piece in self.pieces:
-            step = len(matrix) // len(piece.hessian)
-            for group, moments in enumerate(zip(piece.cross, piece.hessian, strict=True)):
-                own = slice(group * step, (group + 1) * step), piece.columns
-                if kept is None:
-                    matrix[own] = refit(matrix[own], *moments, damping=damping, name=name)
-                else:
-                    matrix[own] = refit_kept(matrix[own], *moments, kept[own], damping=damping)
+        for own, cross, hessian in self.parts(len(matrix)):
+            if kept is None:
+                matrix[own] = refit(matrix[own], cross, hessian, damping=damping, name=name)
+            else:
+                matrix[own] = refit_kept(matrix[own], cross, hessian, kept[own], damping=damping)
         return np.ascontiguousarray(self.form.restore(matrix)).astype(weight.dtype)
+
+    def parts(self, rows: int) -> Iterator[tuple[tuple[slice, slice], np.ndarray, np.ndarray]]:
+        """Yield the parts of the matrix, of so many rows, whose inputs were seen together: where, cross and Hessian."""
+        for piece in self.pieces:
+            step = rows // len(piece.hessian)
+            for group, (cross, hessian) in enumerate(zip(piece.cross, piece.hessian, strict=True)):
+                yield (slice(group * step, (group + 1) * step), piece.columns), cross, hessian
 
     def error(self, given: np.ndarray, found: np.ndarray) -> float:
         """Return ``||X W^T - Y V^T||^2`` less ``||X W^T||^2`` for the given weight W and another one, V."""

@@ -37,9 +37,8 @@ class QuantizeWeights(Pass):
     With calibration data ``gptq`` is the default: layer by layer, on inputs that the layers quantized before give. Each
     weight is first changed so that it makes up for what those lost (ridge regression), and last its scales are fitted
     to the integers found; where inputs are few, held-out ones decide how far their correlations are trusted. A
-    convolution's bias makes up for the mean error of its outputs. SQNR in dB
-    of the outputs of five real models against float, blocks of 32, tables in 8 bits
-    (``python benchmarks/weight_methods.py --bits 4``):
+    convolution's bias makes up for the mean error of its outputs. SQNR in dB of the outputs of five real models against
+    float, blocks of 32, tables in 8 bits (``python benchmarks/weight_methods.py --bits 4``):
 
     =============  ======  ====  ====  ====  ====  ======  ====
     bits                4     4     4     4     4       2     2

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
 import onnx_ir as ir
 
-from optkit import Context
-from optkit.graph import argument, constant, opset, static_shape
-from optkit.model.loading import infer_shapes
+from optkit.graph import argument, constant, static_shape
 from optkit_targets.rewriting import RefusedError
 
 AXES = 4
@@ -56,32 +53,6 @@ class Attention:
     masks: tuple[ir.Value, ...]
     shape: tuple[int, int, int, int]
     width: tuple[int, int]
-
-
-def rewrite_attention(model: ir.Model, context: Context, rewrite: Callable[[Attention], str]) -> None:
-    """Rewrite every attention of a model, bodies included, and remark on each.
-
-    Args:
-        model: The model.
-        context: Receives the remarks.
-        rewrite: Writes something in its place and returns what, or raises `RefusedError` with the reason.
-    """
-    version, changed = opset(model), False
-    for graph in list(model.graphs()):
-        for node in list(graph):
-            if (node.domain, node.op_type) != ("", "Softmax") or node.graph is not graph:
-                continue
-            try:
-                found = attention_of(node, version)
-                message = "" if found is None else rewrite(found)
-            except RefusedError as reason:
-                context.missed(node, str(reason))
-                continue
-            if message:
-                context.applied(node, message)
-                changed = True
-    if changed:
-        infer_shapes(model)
 
 
 def attention_of(softmax: ir.Node, version: int) -> Attention | None:

@@ -8,11 +8,11 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from optkit import Context, Effect, Pass
-from optkit.graph import names, opset, static_shape
+from optkit.graph import static_shape
 from optkit_targets.coreml.deployment import deployments
-from optkit_targets.coreml.legalize.attention_parts import AXES, SWAPPED, Attention, Heads, rewrite_attention
+from optkit_targets.coreml.legalize.attention_parts import AXES, SWAPPED, Attention, Heads, attention_of
 from optkit_targets.coreml.legalize.writing import Writer
-from optkit_targets.rewriting import RefusedError
+from optkit_targets.rewriting import RefusedError, apply
 
 SINCE = 23  # the opset that introduced Attention
 NATIVE = 18  # the iOS that introduced scaled_dot_product_attention
@@ -33,15 +33,17 @@ class FuseAttention(Pass):
 
     def run(self, model: ir.Model, context: Context) -> None:
         """Look for every Softmax of scores, bodies included."""
-        taken, version = names(model), opset(model)
         wanted = context.target is None or deployments(context.target).start >= NATIVE
 
-        def fuse(found: Attention) -> str:
-            _check(found, version, wanted=wanted)
-            _fuse(found, Writer(found.product, taken, version))
+        def fuse(softmax: ir.Node, writer: Writer) -> str | None:
+            found = attention_of(softmax, writer.version)
+            if found is None:
+                return None
+            _check(found, writer.version, wanted=wanted)
+            _fuse(found, Writer(found.product, writer.taken, writer.version))
             return f"attention of {found.shape[1]} heads as one operator"
 
-        rewrite_attention(model, context, fuse)
+        apply({"Softmax": fuse}, model, context, Writer)
 
 
 def _check(found: Attention, version: int, *, wanted: bool) -> None:

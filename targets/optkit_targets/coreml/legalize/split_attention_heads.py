@@ -10,10 +10,10 @@ import onnx_ir as ir
 from pydantic import Field
 
 from optkit import Context, Effect, Pass
-from optkit.graph import constant, names, opset, static_shape
-from optkit_targets.coreml.legalize.attention_parts import AXES, SWAPPED, Attention, Heads, rewrite_attention
+from optkit.graph import constant, static_shape
+from optkit_targets.coreml.legalize.attention_parts import AXES, SWAPPED, Attention, Heads, attention_of
 from optkit_targets.coreml.legalize.writing import Writer
-from optkit_targets.rewriting import RefusedError
+from optkit_targets.rewriting import RefusedError, apply
 
 SINCE = 12  # the opset that introduced Einsum
 SCORES, MIXED = "bkhc,bchq->bkhq", "bchk,bkhq->bchq"  # MIL's own einsum, "nchw,nwhu->nchu", twice
@@ -45,15 +45,17 @@ class SplitAttentionHeads(Pass):
 
     def run(self, model: ir.Model, context: Context) -> None:
         """Look for every Softmax of scores, bodies included."""
-        taken, version = names(model), opset(model)
         masks: Masks = {}
 
-        def split(found: Attention) -> str:
-            self._check(found, version)
-            _split(found, masks, taken, version)
+        def split(softmax: ir.Node, writer: Writer) -> str | None:
+            found = attention_of(softmax, writer.version)
+            if found is None:
+                return None
+            self._check(found, writer.version)
+            _split(found, masks, Writer(found.product, writer.taken, writer.version))
             return f"{found.shape[1]} heads, each a product of its own over channels"
 
-        rewrite_attention(model, context, split)
+        apply({"Softmax": split}, model, context, Writer)
 
     def _check(self, found: Attention, version: int) -> None:
         _, heads, queries, _ = found.shape
@@ -71,9 +73,8 @@ class SplitAttentionHeads(Pass):
                 raise RefusedError("its mask has no fixed shape")
 
 
-def _split(found: Attention, masks: Masks, taken: set[str], version: int) -> None:
+def _split(found: Attention, masks: Masks, writer: Writer) -> None:
     """Write an attention head by head."""
-    writer = Writer(found.product, taken, version)
     (batch, heads, queries, keys), (width, narrow) = found.shape, found.width
     query = _channels(writer, found.query, batch, width, queries)
     if found.factor != 1.0:
