@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -111,19 +112,19 @@ class PalettizeWeights(Pass):
             return
         moments = self._moments(model, weights, context)
         bits = self._bits(model, weights, moments, context)
-        inputs = LayerInputs(model, context, self.name()) if moments and self.rounding == "gptq" else None
+        inputs = self._inputs(model, moments, context)
         taken, readers = names(model), _first_readers(model, weights)
         for stored, uses in context.track(list(weights.items()), "Palettizing", len(weights)):
             seen = self._seen(inputs, uses)
-            bias = self._bias(stored, uses[0], seen)
-            palette, weighted = self._palette(stored, uses, moments, seen, bits[stored], centered=bias is not None)
+            fitted = self._fit(stored, uses, moments, seen, bits[stored])
+            palette = fitted.palette
             notes = []
-            if moments and not weighted and any(use.data is not None for use in uses):
+            if moments and not fitted.weighted and any(use.data is not None for use in uses):
                 notes.append("unweighted, since calibration does not see what they are multiplied with")
             elif isinstance(seen, str):
                 notes.append(f"each takes the nearest entry: {seen}")
-            if bias is not None and isinstance(seen, LayerMoments):
-                change = bias.add(seen.lost(_weight(stored), palette.weight), taken)
+            if fitted.bias is not None:
+                change = fitted.bias.add(fitted.lost, taken)
                 notes.append(f"bias corrected by up to {change:.2g}")
             stored.replace_all_uses_with(
                 write_palette(readers[stored], stored.name or "", palette, opset(model), taken)
@@ -177,11 +178,12 @@ class PalettizeWeights(Pass):
         if self.average_bits is None:
             return found
 
-        inputs = LayerInputs(model, context, self.name()) if moments and self.rounding == "gptq" else None
+        inputs = self._inputs(model, moments, context)
 
         def fitted(stored: ir.Value) -> dict[int, dict[str, np.ndarray]]:
             seen = self._seen(inputs, weights[stored])
-            return {bits: self._constants(stored, weights[stored], moments, seen, bits) for bits in self.choices}
+            fits = {bits: self._fit(stored, weights[stored], moments, seen, bits) for bits in self.choices}
+            return {bits: fit.constants(stored) for bits, fit in fits.items()}
 
         errors = measure(model, list(weights), fitted, context)
         luts = []
@@ -191,57 +193,65 @@ class PalettizeWeights(Pass):
         sizes = [stored.const_value.size for stored in errors if stored.const_value is not None]
         return found | dict(zip(errors, allocate(sizes, luts, list(errors.values()), self.average_bits), strict=True))
 
+    def _inputs(self, model: ir.Model, moments: dict[Channels, np.ndarray], context: Context) -> LayerInputs | None:
+        """Return what tells the moments of layers' inputs; None where indices are chosen one by one."""
+        return LayerInputs(model, context, self.name()) if moments and self.rounding == "gptq" else None
+
     def _seen(self, inputs: LayerInputs | None, uses: list[WeightUse]) -> LayerMoments | str | None:
         """Return the moments of what a weight's layer reads, or why there are none; None where none are wanted."""
         return inputs.moments(uses) if inputs is not None and any(use.data is not None for use in uses) else None
 
-    def _bias(self, stored: ir.Value, use: WeightUse, seen: LayerMoments | str | None) -> BiasConstant | None:
-        """Return the bias that makes up for the mean error of the layer that uses a weight, or None."""
-        if not self.bias_correction or not isinstance(seen, LayerMoments):
-            return None
-        return bias_constant(use.node, _weight(stored).shape[use.output_axis])
-
-    def _constants(
+    def _fit(
         self,
         stored: ir.Value,
         uses: list[WeightUse],
         moments: dict[Channels, np.ndarray],
         seen: LayerMoments | str | None,
         bits: int,
-    ) -> dict[str, np.ndarray]:
-        """Return what a weight and its layer's bias become, by name."""
-        bias = self._bias(stored, uses[0], seen)
-        weight = self._palette(stored, uses, moments, seen, bits, centered=bias is not None)[0].weight
-        found = {stored.name or "": weight}
-        if bias is not None and isinstance(seen, LayerMoments):
-            moved = bias.moved(seen.lost(_weight(stored), weight))
-            if bias.alone(moved):
-                found[bias.value.name or ""] = moved
-        return found
-
-    def _palette(
-        self,
-        stored: ir.Value,
-        uses: list[WeightUse],
-        moments: dict[Channels, np.ndarray],
-        seen: LayerMoments | str | None,
-        bits: int,
-        *,
-        centered: bool = False,
-    ) -> tuple[Palette, bool]:
-        """Return the palette of a weight, and whether calibration weighed it."""
+    ) -> _Fitted:
+        """Return the palette of a weight, and what its layer's bias makes up for."""
         weight, importance = _weight(stored), _importance(uses, moments)
+        inputs = seen if isinstance(seen, LayerMoments) else None
+        channels = weight.shape[uses[0].output_axis]
+        bias = bias_constant(uses[0].node, channels) if self.bias_correction and inputs is not None else None
         palette = fit_palette(
             weight,
             bits,
             axis=uses[0].output_axis,
             channels=self._channels(weight, uses[0]),
             importance=importance,
-            moments=None if isinstance(seen, str) else seen,
-            centered=centered,
+            moments=inputs,
+            centered=bias is not None,
             name=stored.name or "",
         )
-        return palette, importance is not None
+        lost = np.zeros(channels) if bias is None or inputs is None else inputs.lost(weight, palette.weight)
+        return _Fitted(palette, importance is not None, bias, lost)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What a weight becomes.
+
+    Attributes:
+        palette: Its palette.
+        weighted: Whether calibration weighed it.
+        bias: What makes up for the mean error of the layer's outputs, or None.
+        lost: That error, [output channels].
+    """
+
+    palette: Palette
+    weighted: bool
+    bias: BiasConstant | None
+    lost: np.ndarray
+
+    def constants(self, stored: ir.Value) -> dict[str, np.ndarray]:
+        """Return what the weight and its layer's bias become, by name."""
+        found = {stored.name or "": self.palette.weight}
+        if self.bias is not None:
+            moved = self.bias.moved(self.lost)
+            if self.bias.alone(moved):
+                found[self.bias.value.name or ""] = moved
+        return found
 
 
 def _remark(
